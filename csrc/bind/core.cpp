@@ -1,0 +1,8 @@
+// stoker._core: everything native that needs no GPU. A table of contents, no logic.
+#include <pybind11/pybind11.h>
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
+  m.doc() = "Stoker's native core: scheduler, engine loop, simulator and CPU ops. Links neither torch nor CUDA.";
+}
