@@ -1,0 +1,344 @@
+"""What an engine is told when it starts (`EngineConfig`) and what a checkpoint says of its model (`ModelConfig`). No torch here."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+LoadFormat = Literal["auto", "safetensors", "dummy"]
+
+DTYPES = ("float32", "bfloat16", "float16")
+ROPE_TYPES = ("default", "linear", "llama3")
+EMBEDDED_MODEL = "stoker-demo"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """The options of an engine, named as in vLLM where vLLM has them and as in SGLang where only SGLang does.
+
+    Bad values raise ValueError in `__post_init__`; values that need the model (lengths, memory) are checked when the
+    engine starts.
+    """
+
+    model: str
+    """`stoker-demo`, a checkpoint folder, or a hub id."""
+    tokenizer: str | None = None
+    """Folder or hub id of the tokenizer; None: the model's."""
+    skip_tokenizer_init: bool = False
+    revision: str | None = None
+    download_dir: str | None = None
+
+    dtype: Dtype = "auto"
+    """Type of weights and activations; auto: what the checkpoint says (float32 where it says nothing)."""
+    load_format: LoadFormat = "auto"
+    seed: int = 0
+    """Of the seeds given to requests that bring none, and of dummy weights."""
+    device: str = "auto"
+    """"cpu", "cuda", "cuda:N", or auto: cuda where torch sees one and stoker._cuda is built."""
+
+    max_model_len: int | None = None
+    """Prompt and output tokens of one request; None: what the model allows."""
+    max_num_seqs: int | None = None
+    """Requests that run at once; None: 64 on a CPU, 256 on a GPU."""
+    max_num_batched_tokens: int | None = None
+    """Tokens a step; None: 512 on a CPU, 8192 on a GPU (at least max_num_seqs)."""
+    block_size: int = 16
+    num_kv_blocks: int | None = None
+    """Blocks of the KV pool, the null block included; None: by memory."""
+    kv_cache_memory: float | None = None
+    """GiB for the KV pool; None: on a CPU at most 4 and at most a quarter of what is free, on a GPU what
+    gpu_memory_utilization leaves. Never more than max_num_seqs requests of max_model_len could use."""
+    gpu_memory_utilization: float = 0.9
+    swap_space: float = 0.0
+    """GiB of host memory for swapped requests; 0: preemption is by recompute."""
+    kv_cache_dtype: str = "auto"
+
+    enable_prefix_caching: bool = True
+    enable_chunked_prefill: bool = True
+    batching: str = "continuous"
+    """continuous | prefill_first | static"""
+    schedule_policy: str = "fcfs"
+    schedule_conservativeness: float = 1.0
+    admission: str = "learning"
+    """learning | guaranteed | greedy: what is kept back for tokens still to come."""
+    scheduler_options: dict[str, Any] = field(default_factory=dict)
+    """Further fields of SchedulerConfig, by name, as they are."""
+
+    overlap: bool = True
+    """Schedule a step while the one before it runs (D = 1)."""
+    enforce_eager: bool = False
+    """No CUDA graphs."""
+    cuda_graph_sizes: tuple[int, ...] | None = None
+    """Token buckets that are captured; None: powers of two and what lies between, up to 512."""
+    quantization: str | None = None
+    tensor_parallel_size: int = 1
+    progress: bool = True
+    """Show a bar while weights load."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.model), "model", self.model, "a checkpoint folder, a hub id, or 'stoker-demo'")
+        _require(
+            self.dtype in ("auto", *DTYPES), "dtype", self.dtype, "'auto', " + ", ".join(map(repr, DTYPES))
+        )
+        _require(
+            self.load_format in ("auto", "safetensors", "dummy"),
+            "load_format",
+            self.load_format,
+            "'auto', 'safetensors' or 'dummy'",
+        )
+        _require(
+            self.device in ("auto", "cpu", "cuda") or self.device.startswith("cuda:"),
+            "device",
+            self.device,
+            "'auto', 'cpu', 'cuda' or 'cuda:N'",
+        )
+        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name, value, "at least 1, or None")
+        _require(
+            self.num_kv_blocks is None or self.num_kv_blocks >= 2,
+            "num_kv_blocks",
+            self.num_kv_blocks,
+            "at least 2 (one is the null block), or None",
+        )
+        _require(
+            self.block_size >= 8 and self.block_size % 8 == 0,
+            "block_size",
+            self.block_size,
+            "a multiple of 8",
+        )
+        _require(
+            self.kv_cache_memory is None or self.kv_cache_memory > 0,
+            "kv_cache_memory",
+            self.kv_cache_memory,
+            "GiB above 0, or None",
+        )
+        _require(self.swap_space >= 0, "swap_space", self.swap_space, "GiB, 0 or more")
+        _require(
+            0 < self.gpu_memory_utilization <= 1,
+            "gpu_memory_utilization",
+            self.gpu_memory_utilization,
+            "above 0 and at most 1",
+        )
+        if self.tensor_parallel_size != 1:
+            raise ValueError(
+                f"tensor_parallel_size={self.tensor_parallel_size}: not built yet; only 1 is allowed"
+            )
+        if self.quantization is not None:
+            raise ValueError(f"quantization={self.quantization!r}: not built yet; only None is allowed")
+        if self.kv_cache_dtype != "auto":
+            raise ValueError(f"kv_cache_dtype={self.kv_cache_dtype!r}: not built yet; only 'auto' is allowed")
+
+    @classmethod
+    def from_kwargs(cls, model: str, **kwargs: Any) -> EngineConfig:
+        """As the constructor, but an option that does not exist is a ValueError that lists those that do."""
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(kwargs) - known)
+        if unknown:
+            raise ValueError(
+                f"unknown option {unknown[0]!r}; allowed are {', '.join(sorted(known - {'model'}))}"
+            )
+        return cls(model=model, **kwargs)
+
+
+def _require(ok: bool, name: str, value: object, allowed: str) -> None:
+    if not ok:
+        raise ValueError(f"{name}={value!r}: must be {allowed}")
+
+
+@dataclass(frozen=True, slots=True)
+class RopeConfig:
+    """Rotary embedding: base, share of the head dim that turns, and scaling (`default`, `linear`, `llama3`)."""
+
+    theta: float = 10000.0
+    rope_type: str = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+    partial_rotary_factor: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """What the models here need from a Hugging Face config.json."""
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    rms_norm_eps: float = 1e-6
+    hidden_act: str = "silu"
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    rope: RopeConfig = field(default_factory=RopeConfig)
+    sliding_window: int | None = None
+    layer_windows: tuple[int, ...] = ()
+    """Window of each layer; 0: full attention. Empty: sliding_window (or full) everywhere."""
+    torch_dtype: str = "float32"
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    attention_multiplier: float | None = None
+
+    @property
+    def scale(self) -> float:
+        """Factor of the attention scores."""
+        return self.attention_multiplier or self.head_dim**-0.5
+
+    def window(self, layer: int) -> int:
+        """Sliding window of a layer in tokens, itself included; 0: none."""
+        if self.layer_windows:
+            return self.layer_windows[layer]
+        return self.sliding_window or 0
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> ModelConfig:
+        """Reads `folder/config.json`. ValueError where it is missing, broken, or of a kind not known here."""
+        path = Path(folder) / "config.json"
+        return cls.from_dict(read_json(path), source=str(path))
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any], source: str = "config.json") -> ModelConfig:
+        """From the parsed config.json; `source` is named in errors."""
+        architectures = raw.get("architectures") or []
+        if not architectures:
+            raise ValueError(f"{source}: 'architectures' is missing; it must name one model class")
+        architecture = str(architectures[0])
+        if raw.get("quantization_config"):
+            raise ValueError(
+                f"{source}: quantized checkpoints are not built yet; bf16, fp16 or fp32 is needed"
+            )
+        heads = _integer(raw, "num_attention_heads", source)
+        hidden = _integer(raw, "hidden_size", source)
+        head_dim = raw.get("head_dim") or hidden // heads
+        kv_heads = raw.get("num_key_value_heads") or heads
+        if heads % kv_heads:
+            raise ValueError(
+                f"{source}: num_attention_heads={heads} must be a multiple of num_key_value_heads={kv_heads}"
+            )
+        layers = _integer(raw, "num_hidden_layers", source)
+        act = raw.get("hidden_act", "silu")
+        if act not in ("silu", "swish"):
+            raise ValueError(f"{source}: hidden_act={act!r} is not known; allowed is 'silu'")
+        dtype = str(raw.get("dtype") or raw.get("torch_dtype") or "float32")
+        window, windows = _windows(raw, architecture, layers)
+        return cls(
+            architecture=architecture,
+            vocab_size=_integer(raw, "vocab_size", source),
+            hidden_size=hidden,
+            intermediate_size=_integer(raw, "intermediate_size", source),
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            head_dim=head_dim,
+            max_position_embeddings=_integer(raw, "max_position_embeddings", source, default=2048),
+            rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+            hidden_act="silu",
+            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+            attention_bias=bool(raw.get("attention_bias", architecture == "Qwen2ForCausalLM")),
+            mlp_bias=bool(raw.get("mlp_bias", False)),
+            rope=_rope(raw, source),
+            sliding_window=window,
+            layer_windows=windows,
+            torch_dtype=dtype if dtype in DTYPES else "float32",
+            bos_token_id=raw.get("bos_token_id"),
+            eos_token_ids=token_ids(raw.get("eos_token_id")),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationConfig:
+    """What generation_config.json says: the tokens that end an answer, and the sampling the authors recommend."""
+
+    eos_token_ids: tuple[int, ...] = ()
+    defaults: dict[str, Any] = field(default_factory=dict)
+    """temperature, top_k, top_p, min_p, repetition_penalty as far as they are given."""
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, model: ModelConfig) -> GenerationConfig:
+        """From `folder/generation_config.json`; without one, the end tokens of config.json."""
+        path = Path(folder) / "generation_config.json"
+        raw = read_json(path) if path.is_file() else {}
+        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+        eos = token_ids(raw.get("eos_token_id")) or model.eos_token_ids
+        return cls(eos, {n: raw[n] for n in names if raw.get(n) is not None})
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; ValueError that names the file where there is none or it is broken."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path}: no such file; a checkpoint folder holds config.json and *.safetensors"
+        ) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: must hold a JSON object, not {type(value).__name__}")
+    return value
+
+
+def token_ids(value: Any) -> tuple[int, ...]:
+    """One id, a list of ids, or None, as a tuple."""
+    if value is None:
+        return ()
+    return tuple(int(v) for v in value) if isinstance(value, (list, tuple)) else (int(value),)
+
+
+def _integer(raw: dict[str, Any], name: str, source: str, default: int | None = None) -> int:
+    value = raw.get(name, default)
+    if not isinstance(value, int) or value <= 0:
+        raise ValueError(f"{source}: {name}={value!r} must be a positive integer")
+    return value
+
+
+def _windows(raw: dict[str, Any], architecture: str, layers: int) -> tuple[int | None, tuple[int, ...]]:
+    """The window and, where layers differ, the window of each. Qwen uses one only if use_sliding_window says so."""
+    window = raw.get("sliding_window")
+    if architecture.startswith("Qwen") and not raw.get("use_sliding_window", False):
+        return None, ()
+    if not window:
+        return None, ()
+    types = raw.get("layer_types")
+    if types:
+        return window, tuple(window if t == "sliding_attention" else 0 for t in types)
+    if architecture.startswith("Qwen"):
+        first = raw.get("max_window_layers", layers)
+        return window, tuple(window if i >= first else 0 for i in range(layers))
+    return window, ()
+
+
+def _rope(raw: dict[str, Any], source: str) -> RopeConfig:
+    """Both spellings: rope_theta + rope_scaling (transformers 4), and rope_parameters (5)."""
+    scaling = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+    theta = float(raw.get("rope_theta") or scaling.get("rope_theta") or 10000.0)
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if kind not in ROPE_TYPES:
+        raise ValueError(f"{source}: rope_type={kind!r} is not built; allowed are {', '.join(ROPE_TYPES)}")
+    factor = float(scaling.get("factor", 1.0))
+    if not math.isfinite(factor) or factor < 1.0:
+        raise ValueError(f"{source}: rope scaling factor={factor!r} must be at least 1")
+    return RopeConfig(
+        theta=theta,
+        rope_type=kind,
+        factor=factor,
+        low_freq_factor=float(scaling.get("low_freq_factor", 1.0)),
+        high_freq_factor=float(scaling.get("high_freq_factor", 4.0)),
+        original_max_position_embeddings=int(
+            scaling.get("original_max_position_embeddings", raw.get("max_position_embeddings", 8192))
+        ),
+        partial_rotary_factor=float(
+            scaling.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))
+        ),
+    )

@@ -1,0 +1,1 @@
+"""The engine: weights, KV memory, the model runner, and the object that ties them to the scheduler and the loop."""
