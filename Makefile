@@ -1,17 +1,87 @@
 # The commands of the README and of development. Each target is sufficient by itself on a fresh machine that has
-# Python >= 3.10 and a C++20 compiler.
+# Python >= 3.10, its venv module and a C++20 compiler.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Where `make native` builds; other trees (sanitizers, CUDA) live beside it.
+CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl' 'csrc/*.cu' 'csrc/*.cuh' 'tests/*.cpp' 'tests/*.h')
+# A C++ compile takes up to a gigabyte; two at a time suit the smallest machines.
+JOBS ?= 2
+
+.PHONY: help
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
+
+# --- what a user of the README runs -------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: build  ## build, then serve a batch of requests with the embedded model and show them running
+	$(BIN)/stoker demo
+
+.PHONY: test
+test: build  ## build, then run every test in its short form
+	$(BIN)/python -m pytest
+
+# --- what developers run --------------------------------------------------------------------------------------------
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt --group build
+	$(BIN)/python -m pip install -q -c constraints.txt --group runtime --group test --group dev
+	touch $@
+
+.PHONY: venv
+venv: $(VENV)/.ready  ## make .venv with everything that development needs, at pinned versions
+
+.PHONY: build
+build: venv  ## build the native core and install stoker into .venv, editable
+	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) STOKER_WERROR=ON $(BIN)/python -m pip install -q --no-build-isolation --no-deps \
+	  -C build-dir=build/editable -e .
+
+.PHONY: prove
+prove: build  ## the long forms: many workloads, planted bugs, sanitizers, soaks (hours); results to benchmarks/results
+	PYTHON=$(BIN)/python tools/prove.sh
+
+.PHONY: bench
+bench: build  ## the benchmarks that this machine can run
+	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only
+
+.PHONY: sanitize
+sanitize: venv  ## the core under AddressSanitizer and UBSan, the loop under ThreadSanitizer
+	PATH=$(abspath $(BIN)):$$PATH tools/sanitize.sh
+
+.PHONY: lint
+lint: build  ## formatting, types, stubs against the modules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest stoker._core --mypy-config-file pyproject.toml
+
+.PHONY: format
+format: venv  ## format everything in place
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+.PHONY: wheel
+wheel: venv  ## build dist/stoker-*.whl
+	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) $(BIN)/python -m build --wheel
+
+# Builds the modules straight into python/stoker, for work with PYTHONPATH=python and without an install.
 BUILD ?= build/dev
-NATIVE_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+NATIVE_PYTHON ?= $(if $(wildcard $(BIN)/python),$(abspath $(BIN))/python,$(PYTHON))
 CMAKE_ARGS ?= -DSTOKER_CUDA=OFF -DSTOKER_WERROR=ON
 CCACHE := $(shell command -v ccache)
 
 .PHONY: native
-native:  ## build _core into python/stoker/ (development; needs cmake, ninja and pybind11 for NATIVE_PYTHON)
+native:  ## build the native modules into python/stoker (needs cmake, ninja, pybind11 for NATIVE_PYTHON)
 	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE=$$(command -v $(NATIVE_PYTHON)) \
 	  $(if $(CCACHE),-DCMAKE_CXX_COMPILER_LAUNCHER=ccache) $(CMAKE_ARGS)
-	cmake --build $(BUILD) -j2
+	cmake --build $(BUILD) -j$(JOBS)
 	cmake --install $(BUILD) --prefix python --component python
+
+.PHONY: clean
+clean:  ## remove builds and the virtual environment
+	rm -rf build dist $(VENV) python/stoker/*.so
