@@ -1,0 +1,108 @@
+"""Fills a model's parameters: from safetensors files, straight into their (fused) places, or with dummy values. No pickle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from stoker.engine.checkpoint import weight_files
+from stoker.layers.parameters import ParameterStore
+
+_HARMLESS = ("rotary_emb.inv_freq",)
+_DUMMY_STD = 0.02
+
+
+def load(store: ParameterStore, folder: Path, progress: bool = False) -> None:
+    """Reads every tensor of the checkpoint into its place, converting the type on the way.
+
+    ValueError that names the file and the tensor for a tensor that is missing, misshapen or unknown, and for a file
+    that is truncated or broken.
+    """
+    files = weight_files(folder)
+    missing = set(store.targets)
+    with _bar(len(missing), progress) as advance:
+        for path in files:
+            for name, tensor in _tensors(path):
+                target = store.targets.get(name)
+                if target is None:
+                    _check_unknown(store, name, path)
+                    continue
+                if target.shape != tensor.shape:
+                    raise ValueError(
+                        f"{path}: tensor {name!r} has shape {list(tensor.shape)}, but config.json asks for "
+                        f"{list(target.shape)}"
+                    )
+                if not tensor.is_floating_point():
+                    raise ValueError(
+                        f"{path}: tensor {name!r} is of type {tensor.dtype}; a floating type is needed"
+                    )
+                target.copy_(tensor)
+                missing.discard(name)
+                advance()
+    if missing:
+        some = ", ".join(sorted(missing)[:3]) + (", …" if len(missing) > 3 else "")
+        raise ValueError(f"{folder}: {len(missing)} of {len(store.targets)} tensors are missing: {some}")
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (no mapping)
+                yield name, file.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a whole safetensors file ({error})") from error
+
+
+def _check_unknown(store: ParameterStore, name: str, path: Path) -> None:
+    """A tensor without a place would be left out of the sums silently; only what is known to be spare may be."""
+    tied_head = name == "lm_head.weight" and "lm_head.weight" not in store.targets
+    if not tied_head and not name.endswith(_HARMLESS):
+        raise ValueError(f"{path}: tensor {name!r} has no place in this architecture as config.json describes it")
+
+
+def fill_dummy(store: ParameterStore, seed: int) -> None:
+    """Random weights of standard deviation 0.02 (norms: ones) that depend on `seed` only.
+
+    One stretch of random numbers is laid over all weights, begun elsewhere for each: at the memory's speed.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    period = 999_983  # a prime, so that rows of no usual width repeat
+    stretch = torch.empty(2 * period).normal_(0.0, _DUMMY_STD, generator=generator)
+    stretch[period:] = stretch[:period]
+    stretch = stretch.to(device=store.device, dtype=store.dtype)
+    begins = torch.randint(period, (len(store.weights),), generator=generator).tolist()
+    for tensor, begin in zip(store.weights, begins, strict=True):
+        flat = tensor.view(-1)
+        first = stretch[begin : begin + period]
+        done = min(period, flat.numel())
+        flat[:done] = first[:done]
+        while done < flat.numel():  # a multiple of the period so far: what stands there may be laid again
+            more = min(done, flat.numel() - done)
+            flat[done : done + more] = flat[:more]
+            done += more
+    for tensor in store.ones:
+        tensor.fill_(1.0)
+
+
+@contextmanager
+def _bar(total: int, show: bool) -> Iterator[Callable[[], None]]:
+    """A progress bar on the terminal's error stream; yields what moves it on by one."""
+    if not show:
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("loading weights", total=total)
+        yield lambda: progress.advance(task)

@@ -1,0 +1,32 @@
+"""A linear layer, also of several checkpoint tensors side by side (q, k, v; gate, up): one matrix product."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from stoker.layers.parameters import ParameterStore
+
+
+class Linear:
+    """out = x @ weight.T + bias, written into `out`.
+
+    `parts` are (checkpoint prefix, output features); the weight is [sum of features, in_features] in the store's type.
+    """
+
+    __slots__ = ("bias", "weight", "weight_t")
+
+    def __init__(
+        self, store: ParameterStore, parts: Sequence[tuple[str, int]], in_features: int, bias: bool = False
+    ) -> None:
+        self.weight = store.matrix([(f"{name}.weight", n) for name, n in parts], in_features)
+        self.weight_t = self.weight.t()
+        self.bias = store.vector([(f"{name}.bias", n) for name, n in parts]) if bias else None
+
+    def __call__(self, out: torch.Tensor, x: torch.Tensor) -> None:
+        """x [T, in] -> out [T, out features]."""
+        if self.bias is None:
+            torch.mm(x, self.weight_t, out=out)
+        else:
+            torch.addmm(self.bias, x, self.weight_t, out=out)

@@ -1,0 +1,27 @@
+"""The gated feed-forward layer: down(silu(gate(x)) * up(x)), gate and up as one product."""
+
+from __future__ import annotations
+
+from stoker.config import ModelConfig
+from stoker.layers.context import StepContext
+from stoker.layers.linear import Linear
+from stoker.layers.parameters import ParameterStore
+from stoker.ops import silu_and_mul
+
+
+class GatedMLP:
+    """Reads `activations.hidden` and writes the result back there."""
+
+    def __init__(self, store: ParameterStore, prefix: str, config: ModelConfig, bias: bool = False) -> None:
+        width = config.intermediate_size
+        self.gate_up = Linear(
+            store, [(f"{prefix}.gate_proj", width), (f"{prefix}.up_proj", width)], config.hidden_size, bias
+        )
+        self.down = Linear(store, [(f"{prefix}.down_proj", config.hidden_size)], width, bias)
+
+    def __call__(self, ctx: StepContext) -> None:
+        """activations.hidden [T, hidden] -> activations.hidden."""
+        room = ctx.activations
+        self.gate_up(room.gate_up, room.hidden)
+        silu_and_mul(room.ffn, room.gate_up)
+        self.down(room.hidden, room.ffn)
