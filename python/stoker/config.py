@@ -1,4 +1,6 @@
-"""What an engine is told when it starts (`EngineConfig`) and what a checkpoint says of its model (`ModelConfig`). No torch here."""
+"""What an engine is told when it starts (`EngineConfig`) and what a checkpoint says of its model
+(`ModelConfig`). No torch here.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,8 @@ EMBEDDED_MODEL = "stoker-demo"
 class EngineConfig:
     """The options of an engine, named as in vLLM where vLLM has them and as in SGLang where only SGLang does.
 
-    Bad values raise ValueError in `__post_init__`; values that need the model (lengths, memory) are checked when the
-    engine starts.
+    Bad values raise ValueError in `__post_init__`; values that need the model (lengths, memory) are checked
+    when the engine starts.
     """
 
     model: str
@@ -152,7 +154,9 @@ def _require(ok: bool, name: str, value: object, allowed: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
-    """Rotary embedding: base, share of the head dim that turns, and scaling (`default`, `linear`, `llama3`)."""
+    """Rotary embedding: base, share of the head dim that turns, and scaling (`default`, `linear`,
+    `llama3`).
+    """
 
     theta: float = 10000.0
     rope_type: str = "default"
@@ -258,7 +262,9 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class GenerationConfig:
-    """What generation_config.json says: the tokens that end an answer, and the sampling the authors recommend."""
+    """What generation_config.json says: the tokens that end an answer, and the sampling the authors
+    recommend.
+    """
 
     eos_token_ids: tuple[int, ...] = ()
     defaults: dict[str, Any] = field(default_factory=dict)
@@ -304,7 +310,9 @@ def _integer(raw: dict[str, Any], name: str, source: str, default: int | None = 
 
 
 def _windows(raw: dict[str, Any], architecture: str, layers: int) -> tuple[int | None, tuple[int, ...]]:
-    """The window and, where layers differ, the window of each. Qwen uses one only if use_sliding_window says so."""
+    """The window and, where layers differ, the window of each. Qwen uses one only if use_sliding_window
+    says so.
+    """
     window = raw.get("sliding_window")
     if architecture.startswith("Qwen") and not raw.get("use_sliding_window", False):
         return None, ()

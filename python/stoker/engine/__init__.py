@@ -1,1 +1,3 @@
-"""The engine: weights, KV memory, the model runner, and the object that ties them to the scheduler and the loop."""
+"""The engine: weights, KV memory, the model runner, and the object that ties them to the scheduler and the
+loop.
+"""

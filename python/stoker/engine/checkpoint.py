@@ -20,7 +20,9 @@ def resolve(model: str, revision: str | None = None, download_dir: str | None = 
     path = Path(model).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ValueError(f"{path} is no checkpoint: it holds no config.json (and *.safetensors beside it)")
+            raise ValueError(
+                f"{path} is no checkpoint: it holds no config.json (and *.safetensors beside it)"
+            )
         return path
     if path.is_file():
         raise ValueError(f"{path} is a file; a checkpoint is a folder with config.json and *.safetensors")
@@ -50,7 +52,9 @@ def _fetch(model: str, revision: str | None, download_dir: str | None) -> Path:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint: those that the index names, or the single one, or whatever is there."""
+    """The safetensors files of a checkpoint: those that the index names, or the single one, or whatever is
+    there.
+    """
     index = folder / INDEX_FILE
     if index.is_file():
         weight_map = read_json(index).get("weight_map")

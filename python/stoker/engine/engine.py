@@ -1,4 +1,6 @@
-"""The engine as `LLM` and `AsyncLLM` drive it: model, KV memory, runner, scheduler and loop behind one object, in token ids."""
+"""The engine as `LLM` and `AsyncLLM` drive it: model, KV memory, runner, scheduler and loop behind one
+object, in token ids.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,8 @@ class Engine:
     Two ways to drive it, never both at once:
 
     - on the caller's thread (`LLM`): `add_request(...)`, then `step()` until `has_unfinished()` is False;
-    - with its own thread (`AsyncLLM`): `start()`, then `poll()`/`wait(timeout)` from one consumer, `add_request` and
-      `abort` from any thread, `close()` at the end.
+    - with its own thread (`AsyncLLM`): `start()`, then `poll()`/`wait(timeout)` from one consumer,
+      `add_request` and `abort` from any thread, `close()` at the end.
 
     Raises ValueError from the constructor for what `EngineConfig` or the checkpoint gets wrong.
     """
@@ -50,20 +52,24 @@ class Engine:
     ) -> None:
         """Puts a request in the inbox and returns at once.
 
-        `prompt_token_ids` is a list of ints or an int32 array. Raises ValueError, and leaves nothing behind, for a
-        prompt that is empty, too long for the model, or holds ids outside the vocabulary; for a request that could
-        never fit the KV pool or the seats; and for a rid that is still running. `params.max_tokens=None` means as far
-        as the model's length allows. `params.stop` (strings) is not looked at here: whoever holds the text calls
-        `abort` when it sees one.
+        `prompt_token_ids` is a list of ints or an int32 array. Raises ValueError, and leaves nothing
+        behind, for a prompt that is empty, too long for the model, or holds ids outside the vocabulary; for
+        a request that could never fit the KV pool or the seats; and for a rid that is still running.
+        `params.max_tokens=None` means as far as the model's length allows. `params.stop` (strings) is not
+        looked at here: whoever holds the text calls `abort` when it sees one.
         """
         raise NotImplementedError
 
     def abort(self, rid: str, index: int | None = None) -> None:
-        """Ends a request (or one of its n answers) as soon as may be; its last EngineOutput says `abort`. Any thread."""
+        """Ends a request (or one of its n answers) as soon as may be; its last EngineOutput says `abort`.
+        Any thread.
+        """
         raise NotImplementedError
 
     def step(self) -> list[EngineOutput]:
-        """One turn of the loop on this thread: receive, schedule, launch, collect. What is new, possibly nothing."""
+        """One turn of the loop on this thread: receive, schedule, launch, collect. What is new, possibly
+        nothing.
+        """
         raise NotImplementedError
 
     def has_unfinished(self) -> bool:

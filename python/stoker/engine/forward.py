@@ -1,4 +1,6 @@
-"""One forward pass and what is read from it: logits of the output rows, tokens, logprobs, scores, pooled vectors."""
+"""One forward pass and what is read from it: logits of the output rows, tokens, logprobs, scores, pooled
+vectors.
+"""
 
 from __future__ import annotations
 
@@ -52,10 +54,13 @@ class CpuForward:
         if header.num_outs == 0:
             return
         if header.num_sampled_rows == header.num_outs <= self._max_rows:
-            output.tokens, output.logprobs = self._sample(hidden, buffer, views, 0, header.num_outs)
+            seats = buffer.out_seat[: header.num_outs]
+            _, logits, sampled = self._logits_of(hidden, views, 0, header.num_outs)
+            wanted = self.seats.logprobs_wanted(seats)
+            output.tokens, output.logprobs = self._sample(logits, sampled, views, 0, wanted)
             if output.tokens.min() < 0:
                 output.row_failed = output.tokens < 0
-            self.seats.record(buffer.out_seat[: header.num_outs], output.tokens)
+            self.seats.record(seats, output.tokens)
         else:
             self._mixed_kinds(hidden, header, buffer, views, output)
 
@@ -94,17 +99,21 @@ class CpuForward:
         return room
 
     def _sample(
-        self, hidden: torch.Tensor, buffer: StepBuffer, views: TensorViews, begin: int, end: int
+        self,
+        logits: torch.Tensor,
+        sampled: torch.Tensor,
+        views: TensorViews,
+        begin: int,
+        wanted: npt.NDArray[np.int32],
     ) -> tuple[npt.NDArray[np.int32], StepLogprobs | None]:
-        _, logits, sampled = self._logits_of(hidden, views, begin, end)
-        _, seats, positions = views.outs(begin, end)
-        best = self.seats.best_wanted(buffer.out_seat[begin:end])
-        buffers = self._logprob_room(best)
+        """Tokens of output rows from `begin` on, and their logprobs where `wanted` (a count for each row)
+        is not -1.
+        """
+        _, seats, positions = views.outs(begin, begin + len(wanted))
+        buffers = self._logprob_room(int(wanted.max()))
         sample(sampled, logits, self.seats.sampling, seats, positions, logprobs=buffers)
         tokens = sampled.numpy().copy()
-        if buffers is None:
-            return tokens, None
-        return tokens, _gathered(buffers, tokens, self.seats.logprobs_wanted(buffer.out_seat[begin:end]))
+        return tokens, None if buffers is None else _gathered(buffers, tokens, wanted)
 
     def _logprob_room(self, best: int) -> LogprobBuffers | None:
         if best < 0:
@@ -132,9 +141,10 @@ class CpuForward:
         for begin in range(0, count, self._max_rows):
             end = min(begin + self._max_rows, count)
             part = slice(begin, end)
-            tokens[part], logprobs = self._sample(hidden, buffer, views, begin, end)
+            rows, logits, sampled = self._logits_of(hidden, views, begin, end)
+            wanted = np.where(kinds[part] == SAMPLE, self.seats.logprobs_wanted(buffer.out_seat[part]), -1)
+            tokens[part], logprobs = self._sample(logits, sampled, views, begin, wanted)
             pieces.append(logprobs)
-            rows, logits, _ = self._logits_of(hidden, views, begin, end)
             failed[part] = tokens[part] < 0
             for row in np.flatnonzero(kinds[part] == SCORE):
                 wide = logits[row].float()
@@ -147,7 +157,9 @@ class CpuForward:
         output.row_failed = failed if failed.any() else None
         output.scores = scores if (kinds == SCORE).any() else None
         output.pooled = np.stack(pooled) if pooled else None
-        output.logprobs = _joined(pieces, [min(self._max_rows, count - b) for b in range(0, count, self._max_rows)])
+        output.logprobs = _joined(
+            pieces, [min(self._max_rows, count - b) for b in range(0, count, self._max_rows)]
+        )
 
 
 def _gathered(

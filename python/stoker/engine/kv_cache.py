@@ -13,8 +13,8 @@ from stoker.layers import host_memory
 _GIB = 1 << 30
 _MAX_DEFAULT_GIB = 4.0
 _SHARE_OF_FREE = 0.25
-# Blocks of one head lie a layer-stack apart. On a CPU an odd distance in cache lines keeps them from falling on the
-# same few cache sets, which a power of two would make them do.
+# Blocks of one head lie a layer-stack apart. On a CPU an odd distance in cache lines keeps them from
+# falling on the same few cache sets, which a power of two would make them do.
 _CPU_PAD_BYTES = 64 * 67
 
 
@@ -38,16 +38,14 @@ def kv_groups(model: ModelConfig, block_size: int, dtype: torch.dtype) -> list[K
     return [KVGroup("full", layers, block_size, block)]
 
 
-def num_blocks_for_memory(
-    group: KVGroup, budget_bytes: float, max_model_len: int, max_num_seqs: int
-) -> int:
+def num_blocks_for_memory(group: KVGroup, budget_bytes: float, max_model_len: int, max_num_seqs: int) -> int:
     """Blocks (null block included) that fit the budget, never more than all seats at full length could use."""
     per_req = -(-max_model_len // group.block_size)
     return min(int(budget_bytes // group.block_bytes), per_req * max_num_seqs + 1)
 
 
 def default_cpu_budget() -> float:
-    """Bytes for the KV pool where nothing was said: at most 4 GiB and at most a quarter of what is free."""
+    """Bytes for the KV pool where nothing was said: at most 4 GiB and a quarter of what is free."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min(_MAX_DEFAULT_GIB * _GIB, free * _SHARE_OF_FREE)
 
@@ -58,9 +56,11 @@ def gib(value: float) -> float:
 
 
 class KVPool:
-    """The blocks of one KV group on one tier: [num_blocks, layers, 2, kv_heads, block_size, head_dim], blocks padded apart.
+    """The blocks of one KV group on one tier: [num_blocks, layers, 2, kv_heads, block_size, head_dim],
+    blocks padded apart.
 
-    Block-major, so that moving a block is one copy. Zeroed lazily: memory is taken from the system as it is touched.
+    Block-major, so that moving a block is one copy. Zeroed lazily: memory is taken from the system as it is
+    touched.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class KVPool:
             self.storage = torch.zeros(num_blocks, used, dtype=dtype, device=device, pin_memory=pin)
         self.blocks = self.storage[:, :used]
         """[num_blocks, elements of a block]: what copies and swaps move."""
-        layered = self.blocks.unflatten(1, shape)
+        layered = torch.unflatten(self.blocks, 1, shape)
         self.layers: list[tuple[torch.Tensor, torch.Tensor]] = [
             (layered[:, i, 0], layered[:, i, 1]) for i in range(len(group.layers))
         ]

@@ -1,4 +1,6 @@
-"""What the engine hands up to `LLM` and `AsyncLLM`: tokens and ends, in token ids, a record for each req that has news."""
+"""What the engine hands up to `LLM` and `AsyncLLM`: tokens and ends, in token ids, a record for each req
+that has news.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,10 @@ class TokenLogprobs:
 class EngineOutput:
     """News of one answer of one request.
 
-    `finish_reason` is None while it runs, else `stop`, `length`, `abort` or `error`. For `stop`, `stop_reason` is the
-    stop token's id where it was one of `stop_token_ids`, None where it was an end-of-sequence token. For `error`,
-    `message` says why. Times are seconds on `time.monotonic()`'s clock; 0.0: has not happened.
+    `finish_reason` is None while it runs, else `stop`, `length`, `abort` or `error`. For `stop`,
+    `stop_reason` is the stop token's id where it was one of `stop_token_ids`, None where it was an
+    end-of-sequence token. For `error`, `message` says why. Times are seconds on `time.monotonic()`'s clock;
+    0.0: has not happened.
     """
 
     rid: str

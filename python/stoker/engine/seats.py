@@ -1,8 +1,11 @@
-"""What the runner keeps for each seat between steps, on the host's side of a CPU engine: tables, last tokens, parameters."""
+"""What the runner keeps for each seat between steps, on the host's side of a CPU engine: tables, last
+tokens, parameters.
+"""
 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from stoker.engine.step_buffer import BATCH_FULL, StepBuffer, StepHeader
@@ -10,7 +13,8 @@ from stoker.ops.seat_table import SEAT_CHANGE, SeatTable
 
 
 class CpuSeats:
-    """Block tables, last tokens and sampling parameters of all seats, in numpy arrays that torch tensors share.
+    """Block tables, last tokens and sampling parameters of all seats, in numpy arrays that torch tensors
+    share.
 
     `num_seats` counts seat 0. `apply` takes a step's changes; `record` its tokens.
     """
@@ -38,16 +42,15 @@ class CpuSeats:
             self._num_logprobs[changes["seat"]] = changes["num_logprobs"]
             self.sampling.apply(changes, buffer.seat_data)
 
-    def logprobs_wanted(self, seats: np.ndarray) -> np.ndarray:
+    def logprobs_wanted(self, seats: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
         """How many logprobs each of these seats asks for; -1: none."""
-        return self._num_logprobs[seats]
+        wanted: npt.NDArray[np.int32] = self._num_logprobs[seats]
+        return wanted
 
-    def best_wanted(self, seats: np.ndarray) -> int:
-        """The most logprobs that any of these seats asks for; -1: none asks for any."""
-        return int(self._num_logprobs[seats].max(initial=-1))
-
-    def record(self, seats: np.ndarray, tokens: np.ndarray) -> None:
-        """Tokens just sampled, one for each of `seats`; a failed one (-1) leaves a token that can be embedded."""
+    def record(self, seats: npt.NDArray[np.int32], tokens: npt.NDArray[np.int32]) -> None:
+        """Tokens just sampled, one for each of `seats`; a failed one (-1) leaves a token that can be
+        embedded.
+        """
         self._last_token[seats] = np.maximum(tokens, 0)
         if self.sampling.any_penalties:
             self.sampling.count(torch.from_numpy(seats), torch.from_numpy(tokens))

@@ -1,4 +1,6 @@
-"""A batch buffer seen from Python: numpy and torch views of its sections, made once (layout: csrc/sched/schedule_batch.h)."""
+"""A batch buffer seen from Python: numpy and torch views of its sections, made once (layout:
+csrc/sched/schedule_batch.h).
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,9 @@ _COUNT = {name: HEADER_WORDS + 2 * i + 1 for i, name in enumerate(SECTIONS)}
 
 
 class StepBuffer:
-    """One entry of the ring. `memory` is uint8 [layout.bytes], owned by the runner; the scheduler writes into it."""
+    """One entry of the ring. `memory` is uint8 [layout.bytes], owned by the runner; the scheduler writes
+    into it.
+    """
 
     def __init__(self, memory: npt.NDArray[np.uint8], layout: Layout, num_groups: int) -> None:
         self.memory = memory
@@ -127,7 +131,9 @@ class StepBuffer:
 
 
 class TensorViews:
-    """Torch views of a host step buffer, by how many tokens, rows and output rows a step has; each made once."""
+    """Torch views of a host step buffer, by how many tokens, rows and output rows a step has; each made
+    once.
+    """
 
     def __init__(self, buffer: StepBuffer) -> None:
         self._buffer = buffer

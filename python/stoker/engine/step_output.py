@@ -26,7 +26,9 @@ class StepLogprobs:
 
 @dataclass(slots=True)
 class StepOutput:
-    """One step. `tokens` has one entry for each output row of kind sample, in their order; -1: the row failed."""
+    """One step. `tokens` has one entry for each output row of kind sample, in their order; -1: the row
+    failed.
+    """
 
     batch_id: int
     status: int = OK

@@ -1,4 +1,6 @@
-"""Fills a model's parameters: from safetensors files, straight into their (fused) places, or with dummy values. No pickle."""
+"""Fills a model's parameters: from safetensors files, straight into their (fused) places, or with dummy
+values. No pickle.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,8 @@ _DUMMY_STD = 0.02
 def load(store: ParameterStore, folder: Path, progress: bool = False) -> None:
     """Reads every tensor of the checkpoint into its place, converting the type on the way.
 
-    ValueError that names the file and the tensor for a tensor that is missing, misshapen or unknown, and for a file
-    that is truncated or broken.
+    ValueError that names the file and the tensor for a tensor that is missing, misshapen or unknown, and
+    for a file that is truncated or broken.
     """
     files = weight_files(folder)
     missing = set(store.targets)
@@ -58,10 +60,14 @@ def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _check_unknown(store: ParameterStore, name: str, path: Path) -> None:
-    """A tensor without a place would be left out of the sums silently; only what is known to be spare may be."""
+    """A tensor without a place would be left out of the sums silently; only what is known to be spare may
+    be.
+    """
     tied_head = name == "lm_head.weight" and "lm_head.weight" not in store.targets
     if not tied_head and not name.endswith(_HARMLESS):
-        raise ValueError(f"{path}: tensor {name!r} has no place in this architecture as config.json describes it")
+        raise ValueError(
+            f"{path}: tensor {name!r} has no place in this architecture as config.json describes it"
+        )
 
 
 def fill_dummy(store: ParameterStore, seed: int) -> None:

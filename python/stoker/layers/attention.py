@@ -1,4 +1,6 @@
-"""Self-attention over the paged KV cache: projections, optional q/k norm, rotary, cache write, attention, output projection."""
+"""Self-attention over the paged KV cache: projections, optional q/k norm, rotary, cache write, attention,
+output projection.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,9 @@ from stoker.ops import paged_attention, rope_and_cache
 class Attention:
     """One layer's attention; reads `activations.hidden` and writes the result back there.
 
-    `prefix` names it in the checkpoint (`model.layers.3.self_attn`). `bias` is for q, k and v; `output_bias` for the
-    output projection; `qk_norm` norms each head of q and k before the rotary embedding (Qwen3).
+    `prefix` names it in the checkpoint (`model.layers.3.self_attn`). `bias` is for q, k and v;
+    `output_bias` for the output projection; `qk_norm` norms each head of q and k before the rotary
+    embedding (Qwen3).
     """
 
     def __init__(

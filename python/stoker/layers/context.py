@@ -1,4 +1,6 @@
-"""One step's tensors, handed through the model as an argument: positions, slots, block tables, rows, and room to work in."""
+"""One step's tensors, handed through the model as an argument: positions, slots, block tables, rows, and
+room to work in.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ class Activations:
         self.hidden = pool.hidden[:num_tokens]
         self.qkv = pool.qkv[:num_tokens]
         shaped = self.qkv.view(num_tokens, heads + 2 * kv_heads, dim)
-        self.q, self.k, self.v = shaped.split((heads, kv_heads, kv_heads), dim=1)
+        self.q = shaped[:, :heads]
+        self.k = shaped[:, heads : heads + kv_heads]
+        self.v = shaped[:, heads + kv_heads :]
         self.attention_flat = pool.attention[:num_tokens]
         self.attention = self.attention_flat.view(num_tokens, heads, dim)
         self.gate_up = pool.gate_up[:num_tokens]

@@ -12,7 +12,9 @@ _WORTH_MAPPING = 1 << 21  # one huge page
 
 
 def zeros(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """A zeroed CPU tensor. torch.zeros would write every page at once; this takes them from the system on first touch."""
+    """A zeroed CPU tensor. torch.zeros would write every page at once; this takes them from the system on
+    first touch.
+    """
     count = math.prod(shape)
     num_bytes = count * torch.empty(0, dtype=dtype).element_size()
     if num_bytes < _WORTH_MAPPING:

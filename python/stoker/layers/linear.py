@@ -12,7 +12,8 @@ from stoker.layers.parameters import ParameterStore
 class Linear:
     """out = x @ weight.T + bias, written into `out`.
 
-    `parts` are (checkpoint prefix, output features); the weight is [sum of features, in_features] in the store's type.
+    `parts` are (checkpoint prefix, output features); the weight is [sum of features, in_features] in the
+    store's type.
     """
 
     __slots__ = ("bias", "weight", "weight_t")

@@ -14,8 +14,9 @@ from stoker.layers import host_memory
 class ParameterStore:
     """Where layers get their parameters while a model is built.
 
-    A checkpoint's tensor has exactly one place, `targets[name]`; a fused parameter is one tensor with several places
-    that are slices of its rows. Whoever loads fills the places; `weights` and `ones` say how dummy values look.
+    A checkpoint's tensor has exactly one place, `targets[name]`; a fused parameter is one tensor with
+    several places that are slices of its rows. Whoever loads fills the places; `weights` and `ones` say how
+    dummy values look.
     """
 
     dtype: torch.dtype

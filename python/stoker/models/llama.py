@@ -47,7 +47,9 @@ class DecoderLayer:
 
 
 class Llama:
-    """The whole model. `forward` runs the layers; `logits` the last norm and the head, on the rows that are wanted."""
+    """The whole model. `forward` runs the layers; `logits` the last norm and the head, on the rows that are
+    wanted.
+    """
 
     def __init__(self, config: ModelConfig, store: ParameterStore, max_position: int) -> None:
         self.config = config
@@ -74,7 +76,9 @@ class Llama:
         return Attention(store, prefix, self.config, layer, self.cos_sin, bias=bias, output_bias=bias)
 
     def forward(self, tokens: torch.Tensor, ctx: StepContext) -> torch.Tensor:
-        """tokens int32 [T] -> the residual stream after the last layer, [T, hidden] (a view of the activations)."""
+        """tokens int32 [T] -> the residual stream after the last layer, [T, hidden] (a view of the
+        activations).
+        """
         room = ctx.activations
         self.embedding(room.residual, tokens)
         for layer in self.layers:

@@ -1,4 +1,6 @@
-"""Qwen3: Llama's layers with an RMSNorm of each head of q and k before the rotary embedding. Source: Yang et al. 2025."""
+"""Qwen3: Llama's layers with an RMSNorm of each head of q and k before the rotary embedding. Source: Yang
+et al. 2025.
+"""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ ARCHITECTURES: dict[str, type[Llama]] = {
 def build(config: ModelConfig, store: ParameterStore, max_position: int) -> Llama:
     """The model of `config` with its parameters allocated in `store` and not yet filled.
 
-    `max_position`: positions 0 to max_position - 1 can be used. ValueError for an architecture not known here.
+    `max_position`: positions 0 to max_position - 1 can be used. ValueError for an architecture not known
+    here.
     """
     model = ARCHITECTURES.get(config.architecture)
     if model is None:
