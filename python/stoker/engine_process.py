@@ -1,0 +1,232 @@
+"""The engine process of a server: takes Submit and Abort messages from the front-end workers' socket, sends each worker one message a step.
+
+Two threads: the intake blocks on its socket and puts requests in the engine's inbox; the main one waits on the engine's
+outbox and sends. Neither polls, so an idle server uses no CPU.
+"""
+
+from __future__ import annotations
+
+import array
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import zmq
+
+from stoker.engine.output import EngineOutput, EngineStats, TokenLogprobs
+from stoker.sampling_params import SamplingParams
+from stoker.server import messages as m
+from stoker.server.sockets import engine_address
+
+
+class QueueFull(RuntimeError):
+    """The waiting queue is at its limit: the request may be tried again later."""
+
+
+class DrivenEngine(Protocol):
+    """What this process needs of an engine; `stoker.engine.Engine` is one."""
+
+    max_model_len: int
+    eos_token_ids: tuple[int, ...]
+    model_path: str
+
+    def add_request(
+        self, rid: str, prompt_token_ids: Sequence[int], params: SamplingParams, *, priority: int = 0, cache_salt: str | None = None
+    ) -> None: ...
+    def abort(self, rid: str, index: int | None = None) -> None: ...
+    def start(self) -> None: ...
+    def wait(self, timeout: float) -> list[EngineOutput]: ...
+    def stats(self) -> EngineStats: ...
+    def close(self) -> None: ...
+
+
+class EngineProcess:
+    """Connects one engine with the workers of one server. `run()` returns after `stop()` or when the parent is gone."""
+
+    def __init__(self, engine: DrivenEngine, folder: Path, info: dict[str, Any], *, max_queue: int = 0) -> None:
+        self._engine = engine
+        self._info = info
+        self._max_queue = max_queue
+        self._context = zmq.Context()
+        self._intake = self._context.socket(zmq.PULL)
+        self._intake.setsockopt(zmq.RCVHWM, 0)
+        self._intake.bind(engine_address(folder))
+        self._lock = threading.Lock()  # guards _addresses and _owners; held for dictionary operations only
+        self._addresses: dict[int, str] = {}
+        self._owners: dict[str, tuple[int, int]] = {}  # rid -> worker, answers that still run
+        self._stopping = threading.Event()
+        self._last_turn = time.monotonic()
+
+    def run(self) -> None:
+        """Serves until stopped. Raises what broke the engine."""
+        intake = threading.Thread(target=self._take_in, name="intake", daemon=True)
+        intake.start()
+        out: dict[int, zmq.Socket[bytes]] = {}
+        try:
+            self._engine.start()
+            while not self._stopping.is_set():
+                outputs = self._engine.wait(1.0)
+                self._last_turn = time.monotonic()
+                if outputs:
+                    self._send(outputs, out)
+        finally:
+            self._stopping.set()
+            self._engine.close()
+            for socket in out.values():
+                socket.close(linger=200)
+
+    def stop(self) -> None:
+        """Makes `run` return within a second; any thread, also a signal handler."""
+        self._stopping.set()
+
+    # --- out ------------------------------------------------------------------------------------------------------------
+
+    def _send(self, outputs: list[EngineOutput], out: dict[int, zmq.Socket[bytes]]) -> None:
+        by_worker: dict[int, list[m.News]] = {}
+        with self._lock:
+            for output in outputs:
+                owner = self._owners.get(output.rid)
+                if owner is None:
+                    continue  # its worker is gone
+                worker, left = owner
+                if output.finish_reason is not None:
+                    if left > 1:
+                        self._owners[output.rid] = (worker, left - 1)
+                    else:
+                        del self._owners[output.rid]
+                by_worker.setdefault(worker, []).append(_news(output))
+            addresses = {worker: self._addresses[worker] for worker in by_worker if worker in self._addresses}
+        for worker, address in addresses.items():
+            socket = out.get(worker)
+            if socket is None:
+                socket = out[worker] = self._connect(address)
+            socket.send(m.encode(m.Step(by_worker[worker])))
+
+    def _connect(self, address: str) -> zmq.Socket[bytes]:
+        socket = self._context.socket(zmq.PUSH)
+        socket.setsockopt(zmq.SNDHWM, 0)
+        socket.connect(address)
+        return socket
+
+    # --- in -------------------------------------------------------------------------------------------------------------
+
+    def _take_in(self) -> None:
+        replies: dict[int, zmq.Socket[bytes]] = {}
+        while not self._stopping.is_set():
+            try:
+                data = self._intake.recv()
+            except zmq.ContextTerminated:
+                return
+            try:
+                self._handle(m.decode_to_engine(data), replies)
+            except Exception:  # a bad message harms nobody but its sender
+                traceback.print_exc(file=sys.stderr)
+
+    def _reply(self, worker: int, message: m.ToWorker, replies: dict[int, zmq.Socket[bytes]]) -> None:
+        socket = replies.get(worker)
+        if socket is None:
+            with self._lock:
+                address = self._addresses.get(worker)
+            if address is None:
+                return
+            socket = replies[worker] = self._connect(address)
+        socket.send(m.encode(message))
+
+    def _handle(self, message: m.ToEngine, replies: dict[int, zmq.Socket[bytes]]) -> None:
+        if isinstance(message, m.Submit):
+            self._submit(message, replies)
+        elif isinstance(message, m.Abort):
+            self._engine.abort(message.rid, message.index)
+        elif isinstance(message, m.AskStats):
+            self._reply(message.worker, self._stats(message.ticket), replies)
+        elif isinstance(message, m.Hello):
+            with self._lock:
+                self._addresses[message.worker] = message.address
+            if (old := replies.pop(message.worker, None)) is not None:
+                old.close(linger=0)
+            self._reply(message.worker, self._ready(), replies)
+        else:
+            self._forget_worker(message.worker)
+
+    def _submit(self, message: m.Submit, replies: dict[int, zmq.Socket[bytes]]) -> None:
+        try:
+            if self._max_queue and self._engine.stats().num_waiting >= self._max_queue:
+                raise QueueFull(f"{self._max_queue} requests wait already; try again later")
+            token_ids = array.array("i", message.token_ids)
+            with self._lock:
+                if message.rid in self._owners:
+                    raise ValueError(f"request id {message.rid!r} is in use")
+                # Before add_request: the first token may come back before it returns.
+                self._owners[message.rid] = (message.worker, message.params.n)
+            try:
+                self._engine.add_request(
+                    message.rid, token_ids, message.params, priority=message.priority, cache_salt=message.cache_salt
+                )
+            except BaseException:
+                with self._lock:
+                    self._owners.pop(message.rid, None)
+                raise
+        except QueueFull as error:
+            self._reply(message.worker, m.Refused(message.rid, 503, str(error)), replies)
+        except ValueError as error:
+            self._reply(message.worker, m.Refused(message.rid, 400, str(error)), replies)
+
+    def _forget_worker(self, worker: int) -> None:
+        with self._lock:
+            self._addresses.pop(worker, None)
+            gone = [rid for rid, (owner, _) in self._owners.items() if owner == worker]
+            for rid in gone:
+                del self._owners[rid]
+        for rid in gone:
+            self._engine.abort(rid)
+
+    def _ready(self) -> m.Ready:
+        engine = self._engine
+        return m.Ready(
+            protocol=m.PROTOCOL,
+            max_model_len=engine.max_model_len,
+            vocab_size=int(self._info.get("vocab_size", 0)),
+            eos_token_ids=list(engine.eos_token_ids),
+            model_path=engine.model_path,
+            generation_defaults=dict(self._info.get("generation_defaults", {})),
+            info=self._info,
+        )
+
+    def _stats(self, ticket: int) -> m.Stats:
+        stats = self._engine.stats()
+        values = {name: float(getattr(stats, name)) for name in stats.__slots__}
+        return m.Stats(ticket, values, time.monotonic() - self._last_turn)
+
+
+def _logprobs(entry: TokenLogprobs) -> m.Logprobs:
+    return m.Logprobs(list(entry.token_ids), list(entry.logprobs), entry.rank)
+
+
+def _news(output: EngineOutput) -> m.News:
+    account = None
+    if output.finish_reason is not None:
+        account = m.Account(
+            output.arrival_time,
+            output.first_scheduled_time,
+            output.first_token_time,
+            output.finished_time,
+            output.num_preemptions,
+        )
+    return m.News(
+        rid=output.rid,
+        index=output.index,
+        token_ids=output.new_token_ids,
+        finish_reason=output.finish_reason,
+        stop_reason=output.stop_reason,
+        message=output.message,
+        num_cached_tokens=output.num_cached_tokens,
+        logprobs=None if output.new_logprobs is None else [_logprobs(e) for e in output.new_logprobs],
+        prompt_logprobs=None
+        if output.prompt_logprobs is None
+        else [None if e is None else _logprobs(e) for e in output.prompt_logprobs],
+        account=account,
+    )

@@ -1,0 +1,127 @@
+"""One request's answers as text while they grow: tokens from the engine become deltas, stop strings end an answer at once."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+from stoker.sampling_params import SamplingParams
+from stoker.server import messages as m
+from stoker.server.engine_client import EngineClient, EngineDeadError, Stream
+from stoker.server.errors import ApiError
+from stoker.text import AnswerText, Tokenizer
+
+
+@dataclass(slots=True)
+class Delta:
+    """What a step added to one answer. `finish_reason` (stop, length, abort, error) ends it."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    logprobs: list[m.Logprobs] | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    message: str = ""
+
+
+@dataclass(slots=True)
+class Answer:
+    """The whole of one answer, for a response that does not stream."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[m.Logprobs] = field(default_factory=list)
+    finish_reason: str = "abort"
+    stop_reason: int | str | None = None
+
+
+class Answers:
+    """All answers of one prompt. Iterate `deltas()`, or `await whole()`."""
+
+    def __init__(
+        self, client: EngineClient, stream: Stream, tokenizer: Tokenizer, prompt: Sequence[int], params: SamplingParams
+    ) -> None:
+        self._client = client
+        self._stream = stream
+        self._ended = [False] * params.n
+        self._texts = [
+            AnswerText(
+                tokenizer,
+                prompt,
+                stop=params.stop,
+                include_stop=params.include_stop_str_in_output,
+                min_tokens=params.min_tokens,
+                skip_special_tokens=params.skip_special_tokens,
+            )
+            for _ in range(params.n)
+        ]
+        self.num_prompt_tokens = len(prompt)
+        self.num_output_tokens = 0
+        self.num_cached_tokens = 0
+        self.prompt_logprobs: list[m.Logprobs | None] | None = None
+        self.accounts: list[m.Account] = []
+
+    async def deltas(self) -> AsyncIterator[Delta]:
+        """What comes, as it comes. Raises ApiError for a refused request and for an engine that died."""
+        try:
+            async for batch in self._stream.batches():
+                for news in batch:
+                    delta = self._take(news)
+                    if delta is not None:
+                        yield delta
+                if all(self._ended):
+                    return
+        except EngineDeadError as error:
+            raise ApiError(503, f"the engine stopped: {error}", retry_after=1) from None
+        finally:
+            self._stream.close()
+
+    async def whole(self) -> list[Answer]:
+        """All answers, complete. Raises ApiError also when an answer ends with an error."""
+        answers = [Answer() for _ in self._texts]
+        async for delta in self.deltas():
+            answer = answers[delta.index]
+            answer.token_ids += delta.token_ids
+            if delta.logprobs:
+                answer.logprobs += delta.logprobs
+            if delta.finish_reason == "error":
+                raise ApiError(500, delta.message or "the request failed in the engine")
+            if delta.finish_reason is not None:
+                answer.finish_reason, answer.stop_reason = delta.finish_reason, delta.stop_reason
+        for answer, text in zip(answers, self._texts, strict=True):
+            answer.text = text.text
+        return answers
+
+    def close(self) -> None:
+        """Ends what still runs."""
+        self._stream.close()
+
+    def _take(self, news: m.News) -> Delta | None:
+        self.num_cached_tokens = max(self.num_cached_tokens, news.num_cached_tokens)
+        if news.prompt_logprobs is not None:
+            self.prompt_logprobs = news.prompt_logprobs
+        if news.account is not None:
+            self.accounts.append(news.account)
+        index = news.index
+        if self._ended[index]:
+            return None  # tokens that were in flight when a stop string ended the answer
+        token_ids, logprobs = news.token_ids, news.logprobs
+        last = news.finish_reason is not None
+        # A stop token ends the answer and is counted, but is not part of its text.
+        silent = news.finish_reason == "stop" and bool(token_ids)
+        delta = self._texts[index].feed(token_ids, last=last, silent_last=silent)
+        finish, reason = news.finish_reason, news.stop_reason
+        stop_reason: int | str | None = reason
+        if delta.stop is not None:
+            token_ids = token_ids[: delta.num_tokens]
+            logprobs = None if logprobs is None else logprobs[: delta.num_tokens]
+            finish, stop_reason = "stop", delta.stop
+            if not last:
+                self._client.abort(news.rid, index)
+        self.num_output_tokens += len(token_ids)
+        if finish is not None:
+            self._ended[index] = True
+        if not token_ids and not delta.text and finish is None:
+            return None
+        return Delta(index, delta.text, token_ids, logprobs, finish, stop_reason, news.message)

@@ -1,0 +1,185 @@
+"""The HTTP application of one worker: routes, keys, request ids, errors. Each endpoint's work is in a file of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+
+from stoker.server.body import read
+from stoker.server.chat import checked_messages, create_chat_completion
+from stoker.server.completions import create_completion
+from stoker.server.engine_client import EngineDeadError
+from stoker.server.errors import ApiError, bad_request
+from stoker.server.protocol import DetokenizeRequest, TokenizeRequest
+from stoker.server.state import ServerState
+
+log = logging.getLogger("stoker.server")
+_REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+_OPEN_PATHS = frozenset({"/health", "/ready", "/version", "/"})
+
+Endpoint = Callable[[Request, ServerState], Awaitable[Response]]
+
+
+def json_response(value: Any, status: int = 200) -> Response:
+    """A JSON response through msgspec."""
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
+def build_app(state: ServerState) -> FastAPI:
+    """The application; its lifespan connects to the engine and says goodbye to it."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await state.client.start()
+        loading = asyncio.create_task(state.prepare())
+        yield
+        loading.cancel()
+        await asyncio.gather(loading, return_exceptions=True)
+        await state.client.close()
+
+    app = FastAPI(title="Stoker", lifespan=lifespan, docs_url=None, redoc_url=None)
+    _add_guard(app, state)
+
+    def post(path: str, endpoint: Endpoint) -> None:
+        async def handler(request: Request) -> Response:
+            return await endpoint(request, state)
+
+        app.add_api_route(path, handler, methods=["POST"], name=path)
+
+    def get(path: str, endpoint: Endpoint) -> None:
+        async def handler(request: Request) -> Response:
+            return await endpoint(request, state)
+
+        app.add_api_route(path, handler, methods=["GET"], name=path)
+
+    post("/v1/completions", create_completion)
+    post("/v1/chat/completions", create_chat_completion)
+    post("/tokenize", tokenize)
+    post("/detokenize", detokenize)
+    get("/v1/models", models)
+    get("/health", health)
+    get("/ready", ready)
+    get("/version", version)
+    return app
+
+
+def _add_guard(app: FastAPI, state: ServerState) -> None:
+    """Keys, request ids and the one shape of errors, around every route."""
+    keys = [key.encode() for key in state.settings.api_keys]
+
+    def allowed(request: Request) -> bool:
+        if not keys or request.url.path in _OPEN_PATHS:
+            return True
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        given = (token if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")).strip().encode()
+        # Every key is compared, so that the time tells nothing.
+        return any([hmac.compare_digest(given, key) for key in keys])
+
+    @app.middleware("http")
+    async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        given = request.headers.get("x-request-id")
+        request.state.request_id = given if given and _REQUEST_ID.fullmatch(given) else None
+        request.state.rids = []
+        began = time.perf_counter()
+        if not allowed(request):
+            response = ApiError(401, "a valid API key is needed (Authorization: Bearer KEY)", code="invalid_api_key").response()
+        else:
+            response = await call_next(request)
+        if request.state.request_id:
+            response.headers["X-Request-Id"] = request.state.request_id
+        if state.settings.access_log:
+            took = (time.perf_counter() - began) * 1e3
+            log.info("%s %s %d %.1f ms %s", request.method, request.url.path, response.status_code, took, ",".join(request.state.rids))
+        return response
+
+    @app.exception_handler(ApiError)
+    async def api_error(request: Request, error: ApiError) -> Response:
+        return error.response()
+
+    @app.exception_handler(404)
+    async def not_found(request: Request, error: Exception) -> Response:
+        return ApiError(404, f"there is no {request.url.path} here").response()
+
+    @app.exception_handler(405)
+    async def not_allowed(request: Request, error: Exception) -> Response:
+        return ApiError(405, f"{request.method} is not allowed for {request.url.path}").response()
+
+    @app.exception_handler(Exception)
+    async def broken(request: Request, error: Exception) -> Response:
+        log.exception("a request failed")
+        return ApiError(500, "internal error; the server's log has the details").response()
+
+
+async def models(request: Request, state: ServerState) -> Response:
+    """GET /v1/models."""
+    limit = state.client.ready.max_model_len if state.client.ready else None
+    cards = [
+        {"id": name, "object": "model", "created": 0, "owned_by": "stoker", "max_model_len": limit}
+        for name in state.settings.served_model_names
+    ]
+    return json_response({"object": "list", "data": cards})
+
+
+async def tokenize(request: Request, state: ServerState) -> Response:
+    """POST /tokenize."""
+    body = await read(request, TokenizeRequest, state.settings.limits)
+    state.check_model(body.model)
+    if (body.prompt is None) == (body.messages is None):
+        raise bad_request("give either prompt or messages")
+    if body.messages is not None:
+        messages = checked_messages(body.messages, state)
+        text = state.template.render(messages, add_generation_prompt=body.add_generation_prompt)
+        tokens = await state.encode(text, add_special_tokens=False)
+    else:
+        tokens = await state.encode(body.prompt or "", add_special_tokens=body.add_special_tokens)
+    answer: dict[str, Any] = {"count": len(tokens), "max_model_len": state.max_model_len, "tokens": tokens}
+    if body.return_token_strs:
+        answer["token_strs"] = [state.tokenizer.token_text(token) for token in tokens]
+    return json_response(answer)
+
+
+async def detokenize(request: Request, state: ServerState) -> Response:
+    """POST /detokenize."""
+    body = await read(request, DetokenizeRequest, state.settings.limits)
+    state.check_model(body.model)
+    vocab = state.client.ready.vocab_size if state.client.ready else 0
+    wrong = next((token for token in body.tokens if not 0 <= token < vocab), None)
+    if wrong is not None:
+        raise bad_request(f"token id {wrong} is outside the vocabulary of {vocab}", "tokens")
+    return json_response({"prompt": state.tokenizer.decode(body.tokens, skip_special_tokens=False)})
+
+
+async def health(request: Request, state: ServerState) -> Response:
+    """GET /health: this process answers."""
+    return json_response({"status": "ok"})
+
+
+async def ready(request: Request, state: ServerState) -> Response:
+    """GET /ready: the model is loaded and the loop moves."""
+    if state.draining:
+        raise ApiError(503, "the server is shutting down", retry_after=5)
+    _ = state.tokenizer
+    try:
+        stats = await state.client.stats()
+    except EngineDeadError as error:
+        raise ApiError(503, str(error), retry_after=1) from None
+    except asyncio.TimeoutError:
+        raise ApiError(503, "the engine does not answer", retry_after=1) from None
+    return json_response({"status": "ready", "engine": stats.values, "loop_age": stats.loop_age})
+
+
+async def version(request: Request, state: ServerState) -> Response:
+    """GET /version."""
+    from stoker import __version__
+
+    return json_response({"version": __version__})

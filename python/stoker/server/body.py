@@ -1,0 +1,86 @@
+"""Reads a request's body within the server's limits and turns it into a typed object; what does not fit is a 4xx that says why."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, TypeVar
+
+import msgspec
+from fastapi import Request
+
+from stoker.server.errors import ApiError, bad_request
+from stoker.server.settings import Limits
+
+T = TypeVar("T")
+
+_OPEN = b"[{"
+_CLOSE = b"]}"
+
+
+async def read_body(request: Request, limits: Limits) -> bytes:
+    """The raw body. 413 over the size limit (also without Content-Length), 408 when it comes too slowly."""
+    length = request.headers.get("content-length")
+    if length is not None and length.isdigit() and int(length) > limits.max_body_bytes:
+        raise ApiError(413, f"the body has {length} bytes; at most {limits.max_body_bytes} are allowed")
+    try:
+        return await asyncio.wait_for(_collect(request, limits), limits.body_timeout)
+    except asyncio.TimeoutError:
+        raise ApiError(408, f"the body did not come within {limits.body_timeout:g} s") from None
+
+
+async def _collect(request: Request, limits: Limits) -> bytes:
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limits.max_body_bytes:
+            raise ApiError(413, f"the body is larger than the {limits.max_body_bytes} bytes allowed")
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def json_depth(data: bytes) -> int:
+    """How deeply brackets nest in a JSON text, strings left out. Linear, and no recursion."""
+    depth = deepest = 0
+    in_string = escaped = False
+    for byte in data:
+        if in_string:
+            if escaped:
+                escaped = False
+            elif byte == 0x5C:
+                escaped = True
+            elif byte == 0x22:
+                in_string = False
+        elif byte == 0x22:
+            in_string = True
+        elif byte in _OPEN:
+            depth += 1
+            deepest = max(deepest, depth)
+        elif byte in _CLOSE:
+            depth -= 1
+    return deepest
+
+
+def decode(data: bytes, kind: type[T], limits: Limits) -> T:
+    """The body as `kind` (a msgspec Struct; unknown fields are ignored, as OpenAI's API does). 400 with the field's path."""
+    # Few brackets cannot nest deeply; only bodies with many are looked at byte by byte.
+    if data.count(b"[") + data.count(b"{") > limits.max_json_depth and json_depth(data) > limits.max_json_depth:
+        raise bad_request(f"the JSON nests deeper than the {limits.max_json_depth} levels allowed")
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        message = str(error)
+        path = message.rsplit("`$.", 1)[-1].rstrip("`") if "`$." in message else None
+        raise bad_request(message, path) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise bad_request(f"the body is not JSON: {error}") from None
+
+
+async def read(request: Request, kind: type[T], limits: Limits) -> T:
+    """`read_body`, then `decode`."""
+    return decode(await read_body(request, limits), kind, limits)
+
+
+def plain(value: Any) -> Any:
+    """A msgspec object as plain dicts and lists."""
+    return msgspec.to_builtins(value)

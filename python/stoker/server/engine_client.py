@@ -1,0 +1,216 @@
+"""The front end's side of the engine: submits requests, hands each its news, and ends all of them when the engine dies."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import zmq
+import zmq.asyncio
+
+from stoker.sampling_params import SamplingParams
+from stoker.server import messages as m
+from stoker.server.sockets import engine_address, worker_address
+
+
+class EngineDeadError(RuntimeError):
+    """The engine process ended while this request was open, or is not up now."""
+
+
+class RefusedError(ValueError):
+    """The engine did not take a request; `status` is the HTTP status that fits."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Stream:
+    """The news of one request as they come; ends by itself after the last answer ended."""
+
+    __slots__ = ("_client", "_event", "_failure", "_news", "answers_left", "rid")
+
+    def __init__(self, client: EngineClient, rid: str, n: int) -> None:
+        self._client = client
+        self._news: list[m.News] = []
+        self._event = asyncio.Event()
+        self._failure: Exception | None = None
+        self.rid = rid
+        self.answers_left = n
+
+    def put(self, news: m.News) -> None:
+        """Called by the client's receiver."""
+        self._news.append(news)
+        self._event.set()
+
+    def fail(self, error: Exception) -> None:
+        """Ends the stream with an error."""
+        self._failure = error
+        self._event.set()
+
+    async def batches(self) -> AsyncIterator[list[m.News]]:
+        """All news that came since the last look, at least one. Raises RefusedError or EngineDeadError."""
+        try:
+            while self.answers_left > 0 or self._failure is not None:
+                await self._event.wait()
+                self._event.clear()
+                news, self._news = self._news, []
+                if news:
+                    self.answers_left -= sum(1 for one in news if one.finish_reason is not None)
+                    yield news
+                if self._failure is not None:
+                    self.answers_left = 0
+                    raise self._failure
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Forgets the request; what still runs of it is aborted at once."""
+        self._client.forget(self)
+
+
+class EngineClient:
+    """One front-end worker's connection. Used from one event loop only."""
+
+    def __init__(self, folder: Path, worker: int) -> None:
+        self.worker = worker
+        self.ready: m.Ready | None = None
+        self.down_reason = "the engine is still loading"
+        self._folder = folder
+        self._streams: dict[str, Stream] = {}
+        self._tickets = itertools.count(1)
+        self._asked: dict[int, asyncio.Future[m.Stats]] = {}
+        self._context = zmq.asyncio.Context()
+        self._out: zmq.asyncio.Socket | None = None
+        self._in: zmq.asyncio.Socket | None = None
+        self._receiver: asyncio.Task[None] | None = None
+        self._is_ready = asyncio.Event()
+
+    @property
+    def num_open(self) -> int:
+        """Requests of this worker that have not ended."""
+        return len(self._streams)
+
+    async def start(self) -> None:
+        """Binds this worker's socket and greets the engine. Returns at once; `wait_ready` waits for the model."""
+        address = worker_address(self._folder, self.worker)
+        self._in = self._context.socket(zmq.PULL)
+        self._in.setsockopt(zmq.RCVHWM, 0)
+        self._in.bind(address)
+        self._connect()
+        self._receiver = asyncio.create_task(self._receive(), name="engine-receiver")
+
+    def _connect(self) -> None:
+        if self._out is not None:
+            self._out.close(linger=0)
+        self._out = self._context.socket(zmq.PUSH)
+        self._out.setsockopt(zmq.SNDHWM, 0)
+        self._out.connect(engine_address(self._folder))
+        self._send(m.Hello(self.worker, worker_address(self._folder, self.worker)))
+
+    async def wait_ready(self, timeout: float | None = None) -> m.Ready:
+        """The engine's Ready message, once the model is loaded."""
+        await asyncio.wait_for(self._is_ready.wait(), timeout)
+        assert self.ready is not None
+        return self.ready
+
+    async def close(self) -> None:
+        """Says goodbye (which aborts this worker's requests) and closes the sockets."""
+        if self._out is not None:
+            self._send(m.Goodbye(self.worker))
+        if self._receiver is not None:
+            self._receiver.cancel()
+            await asyncio.gather(self._receiver, return_exceptions=True)
+        for socket in (self._out, self._in):
+            if socket is not None:
+                socket.close(linger=200)
+        self._context.term()
+
+    def submit(
+        self,
+        rid: str,
+        token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        tenant: str | None = None,
+    ) -> Stream:
+        """Sends a request; its news come through the stream. Raises EngineDeadError while no engine is up."""
+        if self.ready is None:
+            raise EngineDeadError(self.down_reason)
+        if rid in self._streams:
+            raise RefusedError(400, f"request id {rid!r} is in use")
+        stream = Stream(self, rid, params.n)
+        self._streams[rid] = stream
+        ids = array.array("i", token_ids).tobytes()
+        self._send(m.Submit(self.worker, rid, ids, params, priority, cache_salt, tenant))
+        return stream
+
+    def abort(self, rid: str, index: int | None = None) -> None:
+        """Ends a request or one of its answers; its stream still gets the last news."""
+        self._send(m.Abort(rid, index))
+
+    def forget(self, stream: Stream) -> None:
+        """Drops a stream; aborts its request if it still runs."""
+        if self._streams.get(stream.rid) is stream:
+            del self._streams[stream.rid]
+            if stream.answers_left > 0 and self.ready is not None:
+                self._send(m.Abort(stream.rid))
+
+    async def stats(self, timeout: float = 1.0) -> m.Stats:
+        """A look at the engine. Raises TimeoutError if it does not answer, EngineDeadError if it is down."""
+        if self.ready is None:
+            raise EngineDeadError(self.down_reason)
+        ticket = next(self._tickets)
+        future: asyncio.Future[m.Stats] = asyncio.get_running_loop().create_future()
+        self._asked[ticket] = future
+        try:
+            self._send(m.AskStats(self.worker, ticket))
+            return await asyncio.wait_for(future, timeout)
+        finally:
+            self._asked.pop(ticket, None)
+
+    def _send(self, message: m.ToEngine) -> None:
+        assert self._out is not None
+        # The queue has no limit, so a send never waits: the future is done before it is returned.
+        self._out.send(m.encode(message))
+
+    async def _receive(self) -> None:
+        assert self._in is not None
+        while True:
+            message = m.decode_to_worker(await self._in.recv())
+            if isinstance(message, m.Step):
+                for news in message.news:
+                    stream = self._streams.get(news.rid)
+                    if stream is not None:
+                        stream.put(news)
+            elif isinstance(message, m.Refused):
+                stream = self._streams.get(message.rid)
+                if stream is not None:
+                    stream.fail(RefusedError(message.status, message.message))
+            elif isinstance(message, m.Stats):
+                future = self._asked.get(message.ticket)
+                if future is not None and not future.done():
+                    future.set_result(message)
+            elif isinstance(message, m.Ready):
+                self.ready = message
+                self._is_ready.set()
+            else:
+                self._engine_is_down(message.reason)
+
+    def _engine_is_down(self, reason: str) -> None:
+        self.ready = None
+        self.down_reason = reason
+        self._is_ready.clear()
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.fail(EngineDeadError(reason))
+        for future in self._asked.values():
+            if not future.done():
+                future.set_exception(EngineDeadError(reason))
+        # The new engine binds the same path: a fresh socket, so that nothing meant for the dead one reaches it.
+        self._connect()

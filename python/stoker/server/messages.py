@@ -1,0 +1,137 @@
+"""What front end and engine process say to each other: msgpack with a schema (msgspec), never pickle. Positions are the schema."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from stoker.sampling_params import SamplingParams
+
+PROTOCOL = 1
+"""Both ends say it in their first message; a mismatch ends the connection with both numbers."""
+
+
+class Submit(msgspec.Struct, array_like=True, tag="submit"):
+    """A new request. `token_ids` is little-endian int32."""
+
+    worker: int
+    rid: str
+    token_ids: bytes
+    params: SamplingParams
+    priority: int = 0
+    cache_salt: str | None = None
+    tenant: str | None = None
+
+
+class Abort(msgspec.Struct, array_like=True, tag="abort"):
+    """End a request, or one of its answers (`index`), in whatever state it is."""
+
+    rid: str
+    index: int | None = None
+
+
+class Hello(msgspec.Struct, array_like=True, tag="hello"):
+    """A front-end worker is there and listens at `address`. The engine answers with Ready."""
+
+    worker: int
+    address: str
+    protocol: int = PROTOCOL
+
+
+class Goodbye(msgspec.Struct, array_like=True, tag="goodbye"):
+    """A front-end worker is gone: its requests are aborted."""
+
+    worker: int
+
+
+class AskStats(msgspec.Struct, array_like=True, tag="stats"):
+    """The engine answers with Stats."""
+
+    worker: int
+    ticket: int
+
+
+ToEngine = Submit | Abort | Hello | Goodbye | AskStats
+
+
+class Logprobs(msgspec.Struct, array_like=True):
+    """Candidates of one token: the sampled one first, then the best in falling order."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    rank: int = 0
+
+
+class Account(msgspec.Struct, array_like=True):
+    """What a finished answer cost. Times are seconds on the engine's monotonic clock, which all processes of a machine share."""
+
+    arrival_time: float
+    first_scheduled_time: float
+    first_token_time: float
+    finished_time: float
+    num_preemptions: int = 0
+
+
+class News(msgspec.Struct, array_like=True):
+    """What a step brought to one answer. `finish_reason`: stop, length, abort, error, or None while it runs."""
+
+    rid: str
+    index: int
+    token_ids: list[int]
+    finish_reason: str | None = None
+    stop_reason: int | None = None
+    message: str = ""
+    num_cached_tokens: int = 0
+    logprobs: list[Logprobs] | None = None
+    prompt_logprobs: list[Logprobs | None] | None = None
+    account: Account | None = None
+
+
+class Step(msgspec.Struct, array_like=True, tag="step"):
+    """The news of all this worker's answers: one message a step."""
+
+    news: list[News]
+
+
+class Refused(msgspec.Struct, array_like=True, tag="refused"):
+    """A request did not start. `status` is the HTTP status that fits: 400 for bad input, 503 for a full queue."""
+
+    rid: str
+    status: int
+    message: str
+
+
+class Ready(msgspec.Struct, array_like=True, tag="ready"):
+    """The engine is loaded. `info`: what /version, /v1/models and the start-up ledger show."""
+
+    protocol: int
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: list[int]
+    model_path: str
+    generation_defaults: dict[str, Any]
+    info: dict[str, Any]
+
+
+class Stats(msgspec.Struct, array_like=True, tag="stats"):
+    """A look at the engine; plain numbers by name."""
+
+    ticket: int
+    values: dict[str, float]
+    loop_age: float
+    """Seconds since the loop last took a turn with work to do."""
+
+
+class EngineDown(msgspec.Struct, array_like=True, tag="down"):
+    """Said by the supervisor: the engine process ended; every open request of it is lost."""
+
+    reason: str
+
+
+ToWorker = Step | Refused | Ready | Stats | EngineDown
+
+_encoder = msgspec.msgpack.Encoder()
+encode = _encoder.encode
+decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
+decode_to_worker = msgspec.msgpack.Decoder(ToWorker).decode

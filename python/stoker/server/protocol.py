@@ -1,0 +1,162 @@
+"""The bodies of the OpenAI endpoints as typed structs, with vLLM's extra fields, and how they become SamplingParams."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from stoker.sampling_params import SamplingParams
+from stoker.server.errors import bad_request
+from stoker.server.settings import Limits
+
+MAX_TOKEN_ID = 2**31 - 1
+
+
+class StreamOptions(msgspec.Struct):
+    """When usage is sent in a stream."""
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+
+
+class Sampling(msgspec.Struct, kw_only=True):
+    """What completions, chat and responses have in common."""
+
+    model: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    n: int | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    min_tokens: int = 0
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    priority: int = 0
+    cache_salt: str | None = None
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    response_format: dict[str, Any] | None = None
+    request_id: str | None = None
+
+
+class CompletionRequest(Sampling, kw_only=True):
+    """POST /v1/completions."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    max_tokens: int | None = 16
+    echo: bool | None = False
+    logprobs: int | None = None
+    best_of: int | None = None
+    suffix: str | None = None
+    add_special_tokens: bool = True
+
+
+class ChatRequest(Sampling, kw_only=True):
+    """POST /v1/chat/completions."""
+
+    messages: list[dict[str, Any]]
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = False
+    top_logprobs: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+
+
+class TokenizeRequest(msgspec.Struct, kw_only=True):
+    """POST /tokenize: a prompt, or messages through the chat template."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    add_special_tokens: bool = True
+    add_generation_prompt: bool = True
+    return_token_strs: bool = False
+
+
+class DetokenizeRequest(msgspec.Struct, kw_only=True):
+    """POST /detokenize."""
+
+    model: str | None = None
+    tokens: list[int]
+
+
+def sampling_params(
+    body: Sampling,
+    limits: Limits,
+    *,
+    max_tokens: int | None,
+    logprobs: int | None = None,
+    prompt_logprobs: int | None = None,
+    defaults: dict[str, Any],
+) -> SamplingParams:
+    """The SamplingParams of a body. `defaults` come from the checkpoint's generation_config. 400 for what is not allowed."""
+    n = 1 if body.n is None else body.n
+    if not 1 <= n <= limits.max_n:
+        raise bad_request(f"n={n}: 1 to {limits.max_n} are allowed", "n")
+    stop = [body.stop] if isinstance(body.stop, str) else list(body.stop or ())
+    if len(stop) > limits.max_stop_strings:
+        raise bad_request(f"{len(stop)} stop strings: at most {limits.max_stop_strings} are allowed", "stop")
+    if any(len(one) > limits.max_stop_chars for one in stop):
+        raise bad_request(f"a stop string is longer than the {limits.max_stop_chars} characters allowed", "stop")
+    if logprobs is not None and not 0 <= logprobs <= limits.max_logprobs:
+        raise bad_request(f"logprobs={logprobs}: 0 to {limits.max_logprobs} are allowed", "logprobs")
+    given: dict[str, Any] = {
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "top_k": body.top_k,
+        "min_p": body.min_p,
+        "presence_penalty": body.presence_penalty,
+        "frequency_penalty": body.frequency_penalty,
+        "repetition_penalty": body.repetition_penalty,
+    }
+    values = {**defaults, **{name: value for name, value in given.items() if value is not None}}
+    try:
+        return SamplingParams(
+            n=n,
+            max_tokens=max_tokens,
+            min_tokens=body.min_tokens,
+            stop=tuple(stop),
+            stop_token_ids=tuple(body.stop_token_ids or ()),
+            include_stop_str_in_output=body.include_stop_str_in_output,
+            ignore_eos=body.ignore_eos,
+            seed=body.seed,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            logit_bias=_logit_bias(body, limits),
+            skip_special_tokens=body.skip_special_tokens,
+            **values,
+        )
+    except (ValueError, TypeError, OverflowError) as error:
+        raise bad_request(str(error)) from None
+
+
+def _logit_bias(body: Sampling, limits: Limits) -> dict[int, float] | None:
+    if not body.logit_bias:
+        return None
+    if len(body.logit_bias) > limits.max_logit_bias:
+        raise bad_request(
+            f"{len(body.logit_bias)} logit_bias entries: at most {limits.max_logit_bias} are allowed", "logit_bias"
+        )
+    bias: dict[int, float] = {}
+    for key, value in body.logit_bias.items():
+        if not key.isdecimal() or int(key) > MAX_TOKEN_ID:
+            raise bad_request(f"logit_bias key {key!r}: token ids are allowed", "logit_bias")
+        bias[int(key)] = max(-100.0, min(100.0, value))
+    return bias

@@ -1,0 +1,49 @@
+"""What a server is told: limits, keys, names. Plain data, handed from the command to every worker process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may ask for; beyond it the answer is a 400 (413 for the body) that names the limit."""
+
+    max_body_bytes: int = 8 << 20
+    max_n: int = 64
+    max_stop_strings: int = 16
+    max_stop_chars: int = 1024
+    max_logit_bias: int = 1024
+    max_logprobs: int = 20
+    max_prompts: int = 256
+    """Prompts in one completions request."""
+    max_messages: int = 4096
+    max_schema_bytes: int = 64 << 10
+    max_schema_depth: int = 32
+    max_json_depth: int = 64
+    body_timeout: float = 30.0
+    """Seconds a client may take to send its body."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """One server. `api_keys` empty: no key is asked for."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    served_model_names: tuple[str, ...] = ()
+    api_keys: tuple[str, ...] = ()
+    api_workers: int = 1
+    cors_origins: tuple[str, ...] = ()
+    ssl_keyfile: str | None = None
+    ssl_certfile: str | None = None
+    request_timeout: float | None = None
+    """Seconds a request may take in all; then it ends with finish_reason "abort" and HTTP 504 where nothing was sent yet."""
+    drain_timeout: float = 30.0
+    """Seconds that SIGTERM leaves to running requests."""
+    max_queue: int = 0
+    """Waiting requests beyond which the answer is 503 with Retry-After; 0: no limit."""
+    restart_engine: bool = False
+    access_log: bool = True
+    log_prompts: bool = False
+    limits: Limits = field(default_factory=Limits)

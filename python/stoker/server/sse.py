@@ -1,0 +1,47 @@
+"""Server-sent events: frames of JSON, a response that streams them, and the end of a request whose client went away."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+from fastapi.responses import StreamingResponse
+
+from stoker.server.errors import ApiError
+
+DONE = b"data: [DONE]\n\n"
+_encode = msgspec.json.Encoder().encode
+
+
+def frame(value: Any) -> bytes:
+    """One `data:` event."""
+    return b"data: " + _encode(value) + b"\n\n"
+
+
+def named_frame(event: str, value: Any) -> bytes:
+    """One event with a name (Anthropic's and the Responses API's form)."""
+    return b"event: " + event.encode() + b"\ndata: " + _encode(value) + b"\n\n"
+
+
+async def with_first(frames: AsyncIterator[bytes]) -> StreamingResponse:
+    """A streaming response, made only when the first frame is there: an error before it still gets its HTTP status.
+
+    A later error becomes an error event, as OpenAI's clients expect, and the stream ends. When the client goes away
+    the generator is closed, which ends the request in the engine.
+    """
+    first = await anext(frames, b"")
+
+    async def body() -> AsyncIterator[bytes]:
+        try:
+            yield first
+            async for one in frames:
+                yield one
+        except ApiError as error:
+            yield frame(error.body())
+            yield DONE
+        finally:
+            await frames.aclose()  # type: ignore[attr-defined]
+
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return StreamingResponse(body(), media_type="text/event-stream", headers=headers)

@@ -1,0 +1,104 @@
+"""What every endpoint of one worker needs: the engine's client, the tokenizer, the settings, and the submit path they share."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from stoker.sampling_params import SamplingParams
+from stoker.server.answers import Answers
+from stoker.server.engine_client import EngineClient, EngineDeadError, RefusedError
+from stoker.server.errors import ApiError, bad_request
+from stoker.server.settings import ServerSettings
+from stoker.text import ChatTemplate, Tokenizer
+
+_LONG_PROMPT = 16_384  # characters from which encoding leaves the event loop
+
+
+class ServerState:
+    """One worker's state. `prepare` loads the tokenizer once the engine has told where the checkpoint is."""
+
+    def __init__(self, settings: ServerSettings, client: EngineClient) -> None:
+        self.settings = settings
+        self.client = client
+        self.draining = False
+        self._tokenizer: Tokenizer | None = None
+        self._template: ChatTemplate | None = None
+        self._counter = itertools.count()
+
+    async def prepare(self) -> None:
+        """Waits for the engine and loads the tokenizer."""
+        ready = await self.client.wait_ready()
+        self._tokenizer = await asyncio.to_thread(Tokenizer.from_folder, ready.model_path)
+        self._template = ChatTemplate.from_folder(ready.model_path, self._tokenizer.special_tokens)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer. 503 while the engine loads."""
+        if self._tokenizer is None:
+            raise ApiError(503, "the model is still loading", retry_after=1)
+        return self._tokenizer
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The checkpoint's chat template. 400 if it has none."""
+        if self._template is None:
+            if self._tokenizer is None:
+                raise ApiError(503, "the model is still loading", retry_after=1)
+            raise bad_request("this model has no chat template; use /v1/completions")
+        return self._template
+
+    @property
+    def max_model_len(self) -> int:
+        """Prompt and output tokens of one request. 503 while no engine is up."""
+        if self.client.ready is None:
+            raise ApiError(503, self.client.down_reason, retry_after=1)
+        return self.client.ready.max_model_len
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Sampling defaults of the checkpoint's generation_config."""
+        return {} if self.client.ready is None else self.client.ready.generation_defaults
+
+    def check_model(self, model: str | None) -> str:
+        """The name to answer with. 404 for a model that is not served."""
+        names = self.settings.served_model_names
+        if model is None or model == "":
+            return names[0]
+        if model not in names:
+            raise ApiError(404, f"model {model!r} is not served here; allowed are {', '.join(names)}", code="model_not_found")
+        return model
+
+    def new_id(self, prefix: str) -> str:
+        """An id for a response: unguessable, and in order of arrival within this worker."""
+        return f"{prefix}-{secrets.token_hex(8)}{next(self._counter):x}"
+
+    async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a prompt; a long one is encoded beside the event loop."""
+        if len(text) > _LONG_PROMPT:
+            return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    def submit(
+        self, rid: str, prompt: Sequence[int], params: SamplingParams, *, priority: int = 0, cache_salt: str | None = None, tenant: str | None = None
+    ) -> Answers:
+        """Starts a request in the engine. ApiError if it cannot be taken."""
+        if self.draining:
+            raise ApiError(503, "the server is shutting down", retry_after=5)
+        if not prompt:
+            raise bad_request("the prompt is empty; at least one token is needed", "prompt")
+        limit = self.max_model_len
+        if len(prompt) >= limit:
+            raise bad_request(f"the prompt has {len(prompt)} tokens; the model takes at most {limit - 1} and an answer", "prompt")
+        if min(prompt) < 0 or max(prompt) > 2**31 - 1:
+            raise bad_request("token ids must be 0 or more and inside the vocabulary", "prompt")
+        try:
+            stream = self.client.submit(rid, prompt, params, priority=priority, cache_salt=cache_salt, tenant=tenant)
+        except EngineDeadError as error:
+            raise ApiError(503, str(error), retry_after=1) from None
+        except RefusedError as error:
+            raise ApiError(error.status, str(error)) from None
+        return Answers(self.client, stream, self.tokenizer, prompt, params)
