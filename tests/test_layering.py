@@ -24,7 +24,9 @@ MAY_INCLUDE = {
 }
 
 # What each room of csrc/sched must do without: every decision is a function of (state, events, seed).
-FORBIDDEN_IN_SCHED = re.compile(r"#include\s*<(thread|mutex|chrono|random|atomic|condition_variable|iostream)>|std::rand|Python\.h|pybind11")
+FORBIDDEN_IN_SCHED = re.compile(
+    r"#include\s*<(thread|mutex|chrono|random|atomic|condition_variable|iostream)>|std::rand|Python\.h|pybind11"
+)
 THREADS = re.compile(r"#include\s*<(thread|pthread\.h)>")
 
 # A package or module of stoker -> what of stoker it may import (itself is always allowed).
@@ -123,7 +125,9 @@ def test_python_imports_go_downward(path: Path) -> None:
     if part in MAY_IMPORT:
         used = {name.split(".")[1] for name in imports if name.startswith("stoker.")}
         used.discard("__version__")
-        assert used <= MAY_IMPORT[part] | {part}, f"{part} may import {sorted(MAY_IMPORT[part])}, not {sorted(used - MAY_IMPORT[part] - {part})}"
+        assert used <= MAY_IMPORT[part] | {part}, (
+            f"{part} may import {sorted(MAY_IMPORT[part])}, not {sorted(used - MAY_IMPORT[part] - {part})}"
+        )
 
 
 def test_every_source_file_says_what_it_is_for() -> None:

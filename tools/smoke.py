@@ -13,7 +13,9 @@ if "torch" in sys.modules:
 from stoker import SamplingParams  # noqa: E402
 from stoker.scheduler import Req, Scheduler, SchedulerConfig  # noqa: E402
 
-scheduler = Scheduler(SchedulerConfig(num_blocks=64, block_size=16, max_num_seqs=4, max_num_batched_tokens=64))
+scheduler = Scheduler(
+    SchedulerConfig(num_blocks=64, block_size=16, max_num_seqs=4, max_num_batched_tokens=64)
+)
 scheduler.add(Req("a", origin_input_ids=[1, 2, 3], sampling_params=SamplingParams(max_tokens=4)))
 steps = 0
 while (batch := scheduler.schedule()) is not None:
@@ -21,7 +23,9 @@ while (batch := scheduler.schedule()) is not None:
     steps += 1
 if steps != 4:
     raise SystemExit(f"expected 4 steps, saw {steps}")
-print(f"stoker {stoker.__version__} on Python {sys.version.split()[0]}: imported in {took:.3f} s, the scheduler runs")
+print(
+    f"stoker {stoker.__version__} on Python {sys.version.split()[0]}: imported in {took:.3f} s, the scheduler runs"
+)
 
 if "--scheduler-only" not in sys.argv:
     from stoker import LLM

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import zmq
-
 from stoker.engine.output import EngineOutput, EngineStats, TokenLogprobs
 from stoker.sampling_params import SamplingParams
 from stoker.server import messages as m
@@ -35,7 +34,13 @@ class DrivenEngine(Protocol):
     model_path: str
 
     def add_request(
-        self, rid: str, prompt_token_ids: Sequence[int], params: SamplingParams, *, priority: int = 0, cache_salt: str | None = None
+        self,
+        rid: str,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
     ) -> None: ...
     def abort(self, rid: str, index: int | None = None) -> None: ...
     def start(self) -> None: ...
@@ -47,7 +52,9 @@ class DrivenEngine(Protocol):
 class EngineProcess:
     """Connects one engine with the workers of one server. `run()` returns after `stop()` or when the parent is gone."""
 
-    def __init__(self, engine: DrivenEngine, folder: Path, info: dict[str, Any], *, max_queue: int = 0) -> None:
+    def __init__(
+        self, engine: DrivenEngine, folder: Path, info: dict[str, Any], *, max_queue: int = 0
+    ) -> None:
         self._engine = engine
         self._info = info
         self._max_queue = max_queue
@@ -164,7 +171,11 @@ class EngineProcess:
                 self._owners[message.rid] = (message.worker, message.params.n)
             try:
                 self._engine.add_request(
-                    message.rid, token_ids, message.params, priority=message.priority, cache_salt=message.cache_salt
+                    message.rid,
+                    token_ids,
+                    message.params,
+                    priority=message.priority,
+                    cache_salt=message.cache_salt,
                 )
             except BaseException:
                 with self._lock:

@@ -40,7 +40,12 @@ class Answers:
     """All answers of one prompt. Iterate `deltas()`, or `await whole()`."""
 
     def __init__(
-        self, client: EngineClient, stream: Stream, tokenizer: Tokenizer, prompt: Sequence[int], params: SamplingParams
+        self,
+        client: EngineClient,
+        stream: Stream,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int],
+        params: SamplingParams,
     ) -> None:
         self._client = client
         self._stream = stream

@@ -14,7 +14,6 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
-
 from stoker.server.body import read
 from stoker.server.chat import checked_messages, create_chat_completion
 from stoker.server.completions import create_completion
@@ -81,7 +80,9 @@ def _add_guard(app: FastAPI, state: ServerState) -> None:
         if not keys or request.url.path in _OPEN_PATHS:
             return True
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        given = (token if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")).strip().encode()
+        given = (
+            (token if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")).strip().encode()
+        )
         # Every key is compared, so that the time tells nothing.
         return any([hmac.compare_digest(given, key) for key in keys])
 
@@ -92,14 +93,23 @@ def _add_guard(app: FastAPI, state: ServerState) -> None:
         request.state.rids = []
         began = time.perf_counter()
         if not allowed(request):
-            response = ApiError(401, "a valid API key is needed (Authorization: Bearer KEY)", code="invalid_api_key").response()
+            response = ApiError(
+                401, "a valid API key is needed (Authorization: Bearer KEY)", code="invalid_api_key"
+            ).response()
         else:
             response = await call_next(request)
         if request.state.request_id:
             response.headers["X-Request-Id"] = request.state.request_id
         if state.settings.access_log:
             took = (time.perf_counter() - began) * 1e3
-            log.info("%s %s %d %.1f ms %s", request.method, request.url.path, response.status_code, took, ",".join(request.state.rids))
+            log.info(
+                "%s %s %d %.1f ms %s",
+                request.method,
+                request.url.path,
+                response.status_code,
+                took,
+                ",".join(request.state.rids),
+            )
         return response
 
     @app.exception_handler(ApiError)

@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 import msgspec
 from fastapi import Request
-
 from stoker.server.errors import ApiError, bad_request
 from stoker.server.settings import Limits
 
@@ -64,7 +63,10 @@ def json_depth(data: bytes) -> int:
 def decode(data: bytes, kind: type[T], limits: Limits) -> T:
     """The body as `kind` (a msgspec Struct; unknown fields are ignored, as OpenAI's API does). 400 with the field's path."""
     # Few brackets cannot nest deeply; only bodies with many are looked at byte by byte.
-    if data.count(b"[") + data.count(b"{") > limits.max_json_depth and json_depth(data) > limits.max_json_depth:
+    if (
+        data.count(b"[") + data.count(b"{") > limits.max_json_depth
+        and json_depth(data) > limits.max_json_depth
+    ):
         raise bad_request(f"the JSON nests deeper than the {limits.max_json_depth} levels allowed")
     try:
         return msgspec.json.decode(data, type=kind)

@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 from fastapi import Request
 from fastapi.responses import Response
-
 from stoker.server import messages as m
 from stoker.server.answers import Answer, Answers
 from stoker.server.body import read
@@ -52,7 +51,9 @@ async def create_chat_completion(request: Request, state: ServerState) -> Respon
     )
     rid = body.request_id or state.new_id("chatcmpl")
     request.state.rids.append(rid)
-    answers = state.submit(rid, prompt, params, priority=body.priority, cache_salt=body.cache_salt, tenant=body.user)
+    answers = state.submit(
+        rid, prompt, params, priority=body.priority, cache_salt=body.cache_salt, tenant=body.user
+    )
     parsers = [parser_for(state.template, prompt_text, bool(tools)) for _ in range(params.n)]
     chat = _Chat(rid, model, body, answers, parsers, state.tokenizer)
     if body.stream:
@@ -71,8 +72,13 @@ def checked_messages(messages: list[dict[str, Any]], state: ServerState) -> list
     for index, message in enumerate(messages):
         role = message.get("role")
         if role not in ROLES:
-            raise bad_request(f"messages[{index}].role is {role!r}; allowed are {', '.join(ROLES)}", f"messages[{index}].role")
-        checked.append({**message, "role": "system" if role == "developer" else role, "content": _text(message, index)})
+            raise bad_request(
+                f"messages[{index}].role is {role!r}; allowed are {', '.join(ROLES)}",
+                f"messages[{index}].role",
+            )
+        checked.append(
+            {**message, "role": "system" if role == "developer" else role, "content": _text(message, index)}
+        )
     return checked
 
 
@@ -85,12 +91,22 @@ def _text(message: dict[str, Any], index: int) -> str | None:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise bad_request(f"messages[{index}].content must be a string or a list of text parts", f"messages[{index}].content")
+        raise bad_request(
+            f"messages[{index}].content must be a string or a list of text parts",
+            f"messages[{index}].content",
+        )
     parts = []
     for part in content:
-        if not isinstance(part, dict) or part.get("type") not in ("text", "input_text", "output_text") or not isinstance(part.get("text"), str):
+        if (
+            not isinstance(part, dict)
+            or part.get("type") not in ("text", "input_text", "output_text")
+            or not isinstance(part.get("text"), str)
+        ):
             kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            raise bad_request(f"messages[{index}].content holds a part of type {kind!r}; only text is served", f"messages[{index}].content")
+            raise bad_request(
+                f"messages[{index}].content holds a part of type {kind!r}; only text is served",
+                f"messages[{index}].content",
+            )
         parts.append(part["text"])
     return "".join(parts)
 
@@ -99,7 +115,13 @@ class _Chat:
     """One response in the making."""
 
     def __init__(
-        self, rid: str, model: str, body: ChatRequest, answers: Answers, parsers: list[AnswerParser], tokenizer: Tokenizer
+        self,
+        rid: str,
+        model: str,
+        body: ChatRequest,
+        answers: Answers,
+        parsers: list[AnswerParser],
+        tokenizer: Tokenizer,
     ) -> None:
         self._id, self._model, self._created = rid, model, int(time.time())
         self._body = body
@@ -129,8 +151,16 @@ class _Chat:
             message["tool_calls"] = calls
             message["content"] = content or None
             finish = "tool_calls" if finish == "stop" else finish
-        logprobs = chat_logprobs(self._tokenizer, answer.token_ids, answer.logprobs) if self._body.logprobs else None
-        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish, "stop_reason": answer.stop_reason}
+        logprobs = (
+            chat_logprobs(self._tokenizer, answer.token_ids, answer.logprobs) if self._body.logprobs else None
+        )
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": logprobs,
+            "finish_reason": finish,
+            "stop_reason": answer.stop_reason,
+        }
 
     async def stream(self) -> AsyncIterator[bytes]:
         """SSE frames."""
@@ -156,7 +186,9 @@ class _Chat:
             if logprobs is not None:
                 yield frame({**head, "choices": [_delta(index, {}, logprobs)]})
             if delta.finish_reason is not None:
-                finish = "tool_calls" if called[index] and delta.finish_reason == "stop" else delta.finish_reason
+                finish = (
+                    "tool_calls" if called[index] and delta.finish_reason == "stop" else delta.finish_reason
+                )
                 yield frame({**head, "choices": [_delta(index, {}, None, finish, delta.stop_reason)]})
         if options is not None and options.include_usage:
             yield frame({**head, "choices": [], "usage": usage([self._answers])})
@@ -164,7 +196,11 @@ class _Chat:
 
 
 def _delta(
-    index: int, delta: dict[str, Any], logprobs: Any = None, finish: str | None = None, stop_reason: int | str | None = None
+    index: int,
+    delta: dict[str, Any],
+    logprobs: Any = None,
+    finish: str | None = None,
+    stop_reason: int | str | None = None,
 ) -> dict[str, Any]:
     choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
     return choice if stop_reason is None else {**choice, "stop_reason": stop_reason}

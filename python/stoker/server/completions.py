@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 from fastapi import Request
 from fastapi.responses import Response
-
 from stoker.server import messages as m
 from stoker.server.answers import Answer, Answers
 from stoker.server.body import read
@@ -47,7 +46,9 @@ async def create_completion(request: Request, state: ServerState) -> Response:
             rid = state.new_id("cmpl") if len(prompts) > 1 or body.request_id is None else body.request_id
             request.state.rids.append(rid)
             jobs.append(
-                state.submit(rid, prompt, params, priority=body.priority, cache_salt=body.cache_salt, tenant=body.user)
+                state.submit(
+                    rid, prompt, params, priority=body.priority, cache_salt=body.cache_salt, tenant=body.user
+                )
             )
     except BaseException:
         for job in jobs:
@@ -70,9 +71,13 @@ async def _prompts(body: CompletionRequest, state: ServerState) -> list[list[int
     if not texts:
         raise bad_request("the prompt is empty", "prompt")
     if len(texts) > state.settings.limits.max_prompts:
-        raise bad_request(f"{len(texts)} prompts: at most {state.settings.limits.max_prompts} are allowed", "prompt")
+        raise bad_request(
+            f"{len(texts)} prompts: at most {state.settings.limits.max_prompts} are allowed", "prompt"
+        )
     return [
-        await state.encode(one, add_special_tokens=body.add_special_tokens) if isinstance(one, str) else list(one)
+        await state.encode(one, add_special_tokens=body.add_special_tokens)
+        if isinstance(one, str)
+        else list(one)
         for one in texts
     ]
 
@@ -127,7 +132,13 @@ class _Completion:
         if self._body.logprobs is not None:
             logprobs = completion_logprobs(self._tokenizer, token_ids, entries, self._body.logprobs)
         finish = "length" if self._only_prompt else answer.finish_reason
-        return {"index": number, "text": text, "logprobs": logprobs, "finish_reason": finish, "stop_reason": answer.stop_reason}
+        return {
+            "index": number,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": finish,
+            "stop_reason": answer.stop_reason,
+        }
 
     async def stream(self) -> AsyncIterator[bytes]:
         """SSE frames; several prompts come interleaved, as their tokens come."""
@@ -138,7 +149,11 @@ class _Completion:
             try:
                 if self._body.echo:
                     for number in range(self._n):
-                        queue.put_nowait(self._frame(prompt * self._n + number, self._tokenizer.decode(self._prompts[prompt])))
+                        queue.put_nowait(
+                            self._frame(
+                                prompt * self._n + number, self._tokenizer.decode(self._prompts[prompt])
+                            )
+                        )
                 async for delta in job.deltas():
                     if delta.finish_reason == "error":
                         raise RuntimeError(delta.message)
@@ -149,7 +164,13 @@ class _Completion:
                             self._tokenizer, delta.token_ids, list(delta.logprobs or ()), self._body.logprobs
                         )
                     queue.put_nowait(
-                        self._frame(prompt * self._n + delta.index, text, logprobs, delta.finish_reason, delta.stop_reason)
+                        self._frame(
+                            prompt * self._n + delta.index,
+                            text,
+                            logprobs,
+                            delta.finish_reason,
+                            delta.stop_reason,
+                        )
                     )
                 queue.put_nowait(None)
             except Exception as error:
@@ -167,7 +188,9 @@ class _Completion:
                 else:
                     yield item
             if options is not None and options.include_usage:
-                yield frame({**self._head, "choices": [], "usage": usage(self._jobs, drop_output=self._only_prompt)})
+                yield frame(
+                    {**self._head, "choices": [], "usage": usage(self._jobs, drop_output=self._only_prompt)}
+                )
             yield DONE
         finally:
             for task in tasks:
@@ -176,9 +199,20 @@ class _Completion:
                 job.close()
 
     def _frame(
-        self, index: int, text: str, logprobs: Any = None, finish: str | None = None, stop_reason: int | str | None = None
+        self,
+        index: int,
+        text: str,
+        logprobs: Any = None,
+        finish: str | None = None,
+        stop_reason: int | str | None = None,
     ) -> bytes:
-        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish, "stop_reason": stop_reason}
+        choice = {
+            "index": index,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": finish,
+            "stop_reason": stop_reason,
+        }
         return frame({**self._head, "choices": [choice]})
 
 

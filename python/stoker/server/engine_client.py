@@ -10,7 +10,6 @@ from pathlib import Path
 
 import zmq
 import zmq.asyncio
-
 from stoker.sampling_params import SamplingParams
 from stoker.server import messages as m
 from stoker.server.sockets import engine_address, worker_address

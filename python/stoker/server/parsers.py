@@ -76,7 +76,9 @@ LLAMA3 = Markup(think=None, call=("<|python_tag|>", ""))
 class MarkedText:
     """Reasoning and calls between markers; text that may begin a marker is held back until it is decided."""
 
-    def __init__(self, markup: Markup, *, thinking: bool = False, calls: bool = True, bare_json: bool = False) -> None:
+    def __init__(
+        self, markup: Markup, *, thinking: bool = False, calls: bool = True, bare_json: bool = False
+    ) -> None:
         self._spans: dict[str, tuple[str, str]] = {}
         if markup.think is not None:
             self._spans["think"] = markup.think
@@ -99,7 +101,9 @@ class MarkedText:
         rest, self._held = self._held, ""
         if not rest:
             return []
-        if self._inside == "call" or (self._inside is None and self._bare_json and not self._begun and rest.lstrip().startswith("{")):
+        if self._inside == "call" or (
+            self._inside is None and self._bare_json and not self._begun and rest.lstrip().startswith("{")
+        ):
             pieces = self._parse_calls(rest)
             return pieces or [Piece(content=rest)]
         return [Piece(reasoning=rest)] if self._inside == "think" else [Piece(content=rest)]
@@ -110,7 +114,9 @@ class MarkedText:
             # Llama 3 may answer with nothing but a JSON object: held back until the answer ends.
             if self._bare_json and not self._begun and self._held.lstrip()[:1] in ("", "{"):
                 return False
-            begins = [(at, kind) for kind, (begin, _) in self._spans.items() if (at := self._held.find(begin)) >= 0]
+            begins = [
+                (at, kind) for kind, (begin, _) in self._spans.items() if (at := self._held.find(begin)) >= 0
+            ]
             if not begins:
                 self._show(self._held[: self._safe([begin for begin, _ in self._spans.values()])], pieces)
                 return False
@@ -158,7 +164,9 @@ class MarkedText:
                 return []
             arguments = one.get("arguments", one.get("parameters", {}))
             text_of = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-            pieces.append(Piece(call=CallPart(self._calls, f"call_{secrets.token_hex(12)}", one["name"], text_of)))
+            pieces.append(
+                Piece(call=CallPart(self._calls, f"call_{secrets.token_hex(12)}", one["name"], text_of))
+            )
             self._calls += 1
         return pieces
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-
 from stoker.sampling_params import SamplingParams
 from stoker.server.errors import bad_request
 from stoker.server.settings import Limits
@@ -114,7 +113,9 @@ def sampling_params(
     if len(stop) > limits.max_stop_strings:
         raise bad_request(f"{len(stop)} stop strings: at most {limits.max_stop_strings} are allowed", "stop")
     if any(len(one) > limits.max_stop_chars for one in stop):
-        raise bad_request(f"a stop string is longer than the {limits.max_stop_chars} characters allowed", "stop")
+        raise bad_request(
+            f"a stop string is longer than the {limits.max_stop_chars} characters allowed", "stop"
+        )
     if logprobs is not None and not 0 <= logprobs <= limits.max_logprobs:
         raise bad_request(f"logprobs={logprobs}: 0 to {limits.max_logprobs} are allowed", "logprobs")
     given: dict[str, Any] = {
@@ -152,7 +153,8 @@ def _logit_bias(body: Sampling, limits: Limits) -> dict[int, float] | None:
         return None
     if len(body.logit_bias) > limits.max_logit_bias:
         raise bad_request(
-            f"{len(body.logit_bias)} logit_bias entries: at most {limits.max_logit_bias} are allowed", "logit_bias"
+            f"{len(body.logit_bias)} logit_bias entries: at most {limits.max_logit_bias} are allowed",
+            "logit_bias",
         )
     bias: dict[int, float] = {}
     for key, value in body.logit_bias.items():

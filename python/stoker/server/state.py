@@ -69,7 +69,11 @@ class ServerState:
         if model is None or model == "":
             return names[0]
         if model not in names:
-            raise ApiError(404, f"model {model!r} is not served here; allowed are {', '.join(names)}", code="model_not_found")
+            raise ApiError(
+                404,
+                f"model {model!r} is not served here; allowed are {', '.join(names)}",
+                code="model_not_found",
+            )
         return model
 
     def new_id(self, prefix: str) -> str:
@@ -83,7 +87,14 @@ class ServerState:
         return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     def submit(
-        self, rid: str, prompt: Sequence[int], params: SamplingParams, *, priority: int = 0, cache_salt: str | None = None, tenant: str | None = None
+        self,
+        rid: str,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        tenant: str | None = None,
     ) -> Answers:
         """Starts a request in the engine. ApiError if it cannot be taken."""
         if self.draining:
@@ -92,11 +103,16 @@ class ServerState:
             raise bad_request("the prompt is empty; at least one token is needed", "prompt")
         limit = self.max_model_len
         if len(prompt) >= limit:
-            raise bad_request(f"the prompt has {len(prompt)} tokens; the model takes at most {limit - 1} and an answer", "prompt")
+            raise bad_request(
+                f"the prompt has {len(prompt)} tokens; the model takes at most {limit - 1} and an answer",
+                "prompt",
+            )
         if min(prompt) < 0 or max(prompt) > 2**31 - 1:
             raise bad_request("token ids must be 0 or more and inside the vocabulary", "prompt")
         try:
-            stream = self.client.submit(rid, prompt, params, priority=priority, cache_salt=cache_salt, tenant=tenant)
+            stream = self.client.submit(
+                rid, prompt, params, priority=priority, cache_salt=cache_salt, tenant=tenant
+            )
         except EngineDeadError as error:
             raise ApiError(503, str(error), retry_after=1) from None
         except RefusedError as error:
