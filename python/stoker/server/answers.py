@@ -9,6 +9,7 @@ from stoker.sampling_params import SamplingParams
 from stoker.server import messages as m
 from stoker.server.engine_client import EngineClient, EngineDeadError, Stream
 from stoker.server.errors import ApiError
+from stoker.server.metrics import Metrics, Pace
 from stoker.text import AnswerText, Tokenizer
 
 
@@ -46,10 +47,13 @@ class Answers:
         tokenizer: Tokenizer,
         prompt: Sequence[int],
         params: SamplingParams,
+        metrics: Metrics,
     ) -> None:
         self._client = client
         self._stream = stream
         self._ended = [False] * params.n
+        self._metrics = metrics
+        self._paces = [Pace(metrics) for _ in range(params.n)]
         self._texts = [
             AnswerText(
                 tokenizer,
@@ -108,6 +112,7 @@ class Answers:
             self.prompt_logprobs = news.prompt_logprobs
         if news.account is not None:
             self.accounts.append(news.account)
+            self._metrics.account(news.account, news.finish_reason or "abort")
         index = news.index
         if self._ended[index]:
             return None  # tokens that were in flight when a stop string ended the answer
@@ -124,6 +129,8 @@ class Answers:
             finish, stop_reason = "stop", delta.stop
             if not last:
                 self._client.abort(news.rid, index)
+        if token_ids:
+            self._paces[index].delivered(len(token_ids))
         self.num_output_tokens += len(token_ids)
         if finish is not None:
             self._ended[index] = True

@@ -69,6 +69,7 @@ def build_app(state: ServerState) -> FastAPI:
     get("/health", health)
     get("/ready", ready)
     get("/version", version)
+    get("/metrics", metrics)
     return app
 
 
@@ -98,6 +99,8 @@ def _add_guard(app: FastAPI, state: ServerState) -> None:
             ).response()
         else:
             response = await call_next(request)
+        route = request.scope.get("route")
+        state.metrics.http_requests.labels(getattr(route, "path", "other"), str(response.status_code)).inc()
         if request.state.request_id:
             response.headers["X-Request-Id"] = request.state.request_id
         if state.settings.access_log:
@@ -193,3 +196,12 @@ async def version(request: Request, state: ServerState) -> Response:
     from stoker import __version__
 
     return json_response({"version": __version__})
+
+
+async def metrics(request: Request, state: ServerState) -> Response:
+    """GET /metrics, for Prometheus."""
+    try:
+        stats = await state.client.stats()
+    except (EngineDeadError, asyncio.TimeoutError):
+        stats = None
+    return Response(state.metrics.page(stats), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -12,6 +12,7 @@ from stoker.sampling_params import SamplingParams
 from stoker.server.answers import Answers
 from stoker.server.engine_client import EngineClient, EngineDeadError, RefusedError
 from stoker.server.errors import ApiError, bad_request
+from stoker.server.metrics import Metrics
 from stoker.server.settings import ServerSettings
 from stoker.text import ChatTemplate, Tokenizer
 
@@ -25,6 +26,7 @@ class ServerState:
         self.settings = settings
         self.client = client
         self.draining = False
+        self.metrics = Metrics()
         self._tokenizer: Tokenizer | None = None
         self._template: ChatTemplate | None = None
         self._counter = itertools.count()
@@ -117,4 +119,4 @@ class ServerState:
             raise ApiError(503, str(error), retry_after=1) from None
         except RefusedError as error:
             raise ApiError(error.status, str(error)) from None
-        return Answers(self.client, stream, self.tokenizer, prompt, params)
+        return Answers(self.client, stream, self.tokenizer, prompt, params, self.metrics)
