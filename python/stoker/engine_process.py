@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import zmq
+
 from stoker.engine.output import EngineOutput, EngineStats, TokenLogprobs
 from stoker.sampling_params import SamplingParams
 from stoker.server import messages as m

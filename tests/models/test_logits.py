@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from support import checkpoints, whole_prompts
 
 PROMPTS = checkpoints.prompts(6, 300, seed=3)

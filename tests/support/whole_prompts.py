@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+
 from stoker.config import ModelConfig
 from stoker.engine import weights
 from stoker.engine.kv_cache import KVPool, kv_groups

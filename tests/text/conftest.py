@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import pytest
-from stoker.text import Tokenizer as StokerTokenizer
 from tokenizers import (
     AddedToken,
     Tokenizer,
@@ -18,6 +17,8 @@ from tokenizers import (
     processors,
     trainers,
 )
+
+from stoker.text import Tokenizer as StokerTokenizer
 
 CORPUS = [
     "Once upon a time there was a small red fox who lived near the old mill.",

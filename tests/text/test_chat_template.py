@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from stoker.text import ChatTemplate, Tokenizer
 
 from .conftest import byte_level, write_folder

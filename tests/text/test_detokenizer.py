@@ -8,6 +8,7 @@ from unittest import mock
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from stoker.text import Detokenizer, Tokenizer
 
 QUICK = settings(

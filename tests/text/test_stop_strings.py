@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from stoker.text import AnswerText, StopStrings, Tokenizer
 
 QUICK = settings(max_examples=300, deadline=None, derandomize=True)

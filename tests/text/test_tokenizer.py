@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from stoker.text import Tokenizer
 
 from .conftest import byte_fallback, byte_level, write_folder

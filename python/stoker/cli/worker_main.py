@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import msgspec
+
 from stoker.server.settings import ServerSettings
 from stoker.server.worker import run_worker
 

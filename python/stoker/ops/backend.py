@@ -12,6 +12,7 @@ from collections.abc import Callable
 from types import ModuleType
 
 import torch
+
 from stoker.ops import reference
 
 _POSITIONAL = (

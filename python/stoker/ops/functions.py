@@ -10,6 +10,7 @@ same device.
 from __future__ import annotations
 
 import torch
+
 from stoker.ops import reference
 from stoker.ops.backend import CPU, Backend, backend_of
 from stoker.ops.seat_table import LogprobBuffers, SeatTable

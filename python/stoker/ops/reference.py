@@ -8,6 +8,7 @@ float64 when the tensors are float64 (the oracle's own oracle).
 from __future__ import annotations
 
 import torch
+
 from stoker.ops.reference_sample import philox_uniform, sample
 from stoker.ops.seat_table import LogprobBuffers, SeatTable
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from stoker.ops.seat_table import PROMPT_BIT, LogprobBuffers, SeatTable
 
 _MASK32 = 0xFFFFFFFF

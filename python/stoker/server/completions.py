@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from fastapi import Request
 from fastapi.responses import Response
+
 from stoker.server import messages as m
 from stoker.server.answers import Answer, Answers
 from stoker.server.body import read

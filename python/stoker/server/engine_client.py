@@ -10,6 +10,7 @@ from pathlib import Path
 
 import zmq
 import zmq.asyncio
+
 from stoker.sampling_params import SamplingParams
 from stoker.server import messages as m
 from stoker.server.sockets import engine_address, worker_address

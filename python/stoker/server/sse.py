@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 from fastapi.responses import StreamingResponse
+
 from stoker.server.errors import ApiError
 
 DONE = b"data: [DONE]\n\n"

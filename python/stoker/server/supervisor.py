@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 import zmq
+
 from stoker.server import messages as m
 from stoker.server.settings import ServerSettings
 from stoker.server.sockets import PrivateFolder, engine_address, worker_address

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import uvicorn
+
 from stoker.server.app import build_app
 from stoker.server.engine_client import EngineClient
 from stoker.server.orphan import leave_with_parent
