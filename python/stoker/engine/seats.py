@@ -20,6 +20,7 @@ class CpuSeats:
     """
 
     def __init__(self, num_seats: int, num_groups: int, max_blocks_per_req: int, vocab_size: int) -> None:
+        self.num_groups = num_groups
         self._tables = np.zeros((num_groups, num_seats, max_blocks_per_req), np.int32)
         self._last_token = np.zeros(num_seats, np.int32)
         self._num_logprobs = np.full(num_seats, -1, np.int32)
