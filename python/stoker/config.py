@@ -65,8 +65,8 @@ class EngineConfig:
     """continuous | prefill_first | static"""
     schedule_policy: str = "fcfs"
     schedule_conservativeness: float = 1.0
-    admission: str = "learning"
-    """learning | guaranteed | greedy: what is kept back for tokens still to come."""
+    admission: str = "learned"
+    """learned | guaranteed | greedy: what is kept back for tokens still to come."""
     scheduler_options: dict[str, Any] = field(default_factory=dict)
     """Further fields of SchedulerConfig, by name, as they are."""
 
@@ -126,6 +126,8 @@ class EngineConfig:
             self.gpu_memory_utilization,
             "above 0 and at most 1",
         )
+        if not self.enable_chunked_prefill:
+            raise ValueError("enable_chunked_prefill=False: not built yet; only True is allowed")
         if self.tensor_parallel_size != 1:
             raise ValueError(
                 f"tensor_parallel_size={self.tensor_parallel_size}: not built yet; only 1 is allowed"

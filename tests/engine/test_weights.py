@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
 from stoker.config import ModelConfig
 from stoker.engine import checkpoint, weights
 from stoker.layers.parameters import ParameterStore
@@ -134,7 +135,7 @@ def test_no_weights_at_all(copy: Path) -> None:
 def test_an_index_that_names_no_file_of_the_folder(copy: Path, name: str) -> None:
     """Protects against paths out of the folder and files that were not downloaded."""
     (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": name}}))
-    with pytest.raises(ValueError, match="no name of a safetensors file|no such file"):
+    with pytest.raises(ValueError, match=r"no name of a safetensors file|no such file"):
         load(copy)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from stoker.layers.matmul import WideningMatmul, plain_matmul
 
 

@@ -4,12 +4,19 @@ object, in token ids.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from stoker._core.loop import EngineLoop
 from stoker.config import EngineConfig, GenerationConfig, ModelConfig
+from stoker.engine.answers import Answers
+from stoker.engine.build import Parts, build
 from stoker.engine.output import EngineOutput, EngineStats
+from stoker.scheduler import Req, SchedulerConfig
 
 if TYPE_CHECKING:
     from stoker.sampling_params import SamplingParams
@@ -39,7 +46,20 @@ class Engine:
     """Tokens that end an answer unless `ignore_eos`; add_request applies them by itself."""
 
     def __init__(self, config: EngineConfig) -> None:
-        raise NotImplementedError
+        parts = build(config)
+        self.config = config
+        self.model_config = parts.model_config
+        self.generation_config = parts.generation_config
+        self.model_path = parts.model_path
+        self.max_model_len = parts.max_model_len
+        self.eos_token_ids = parts.generation_config.eos_token_ids
+        self.max_num_seqs = parts.sizes.max_num_seqs
+        self.loop = EngineLoop(
+            scheduler_config(config, parts), parts.runner, worker_thread=parts.worker_thread
+        )
+        self._answers = Answers()
+        self._lock = threading.Lock()  # guards _answers: requests come in on other threads than news goes out
+        self._closed = False
 
     def add_request(
         self,
@@ -58,43 +78,98 @@ class Engine:
         `params.max_tokens=None` means as far as the model's length allows. `params.stop` (strings) is not
         looked at here: whoever holds the text calls `abort` when it sees one.
         """
-        raise NotImplementedError
+        prompt = self._checked_prompt(prompt_token_ids)
+        if params.n > self.max_num_seqs:
+            raise ValueError(
+                f"n={params.n}: at most max_num_seqs={self.max_num_seqs} answers can run at once"
+            )
+        req = Req(rid, prompt, params, priority=priority, cache_salt=cache_salt or "")
+        with self._lock:
+            if self._closed:
+                raise ValueError("the engine is closed")
+            if rid in self._answers:
+                raise ValueError(f"rid {rid!r} is still running; a rid must be new")
+            self._answers.add(rid, self.loop.add(req), prompt_token_ids, params)
+
+    def _checked_prompt(self, prompt_token_ids: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int32]]:
+        try:
+            prompt = np.asarray(prompt_token_ids, dtype=np.int64)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"a prompt must be a list of token ids ({error})") from None
+        if prompt.ndim != 1 or len(prompt) == 0:
+            raise ValueError("the prompt is empty; at least one token is needed")
+        if len(prompt) >= self.max_model_len:
+            raise ValueError(
+                f"the prompt has {len(prompt)} tokens; at most {self.max_model_len - 1} leave room for one "
+                f"more in max_model_len={self.max_model_len}"
+            )
+        vocab_size = self.model_config.vocab_size
+        if prompt.min() < 0 or prompt.max() >= vocab_size:
+            wrong = prompt[(prompt < 0) | (prompt >= vocab_size)][0]
+            raise ValueError(f"token id {wrong} is outside the vocabulary; allowed are 0 to {vocab_size - 1}")
+        return prompt.astype(np.int32)
 
     def abort(self, rid: str, index: int | None = None) -> None:
         """Ends a request (or one of its n answers) as soon as may be; its last EngineOutput says `abort`.
         Any thread.
         """
-        raise NotImplementedError
+        with self._lock:
+            keys = self._answers.keys(rid, index)
+        for key in keys:
+            self.loop.abort(key)
 
     def step(self) -> list[EngineOutput]:
         """One turn of the loop on this thread: receive, schedule, launch, collect. What is new, possibly
         nothing.
         """
-        raise NotImplementedError
+        self.loop.turn()
+        return self.poll()
 
     def has_unfinished(self) -> bool:
         """True while a request was added whose end was not handed out yet."""
-        raise NotImplementedError
+        return len(self._answers) > 0
 
     def start(self) -> None:
         """Runs the loop on a thread of its own until `close()`."""
-        raise NotImplementedError
+        self.loop.run()
 
     def poll(self) -> list[EngineOutput]:
         """What is new, without waiting."""
-        raise NotImplementedError
+        return self._news(self.loop.poll())
 
     def wait(self, timeout: float) -> list[EngineOutput]:
         """What is new, waiting at most `timeout` seconds (without the GIL) for something to come."""
-        raise NotImplementedError
+        return self._news(self.loop.wait(timeout))
+
+    def _news(self, outputs: Any) -> list[EngineOutput]:
+        if not outputs:
+            return []
+        with self._lock:
+            return self._answers.news(outputs)
 
     def stats(self) -> EngineStats:
         """A look at queue, seats and KV now."""
-        raise NotImplementedError
+        s = self.loop.stats()
+        return EngineStats(
+            num_waiting=s.num_waiting,
+            num_running=s.num_running,
+            num_prefilling=s.num_prefilling,
+            num_blocks=s.num_blocks,
+            num_free_blocks=s.num_free_blocks,
+            num_cached_blocks=s.num_cached_blocks,
+            num_steps=s.num_steps,
+            num_preemptions=s.num_preemptions,
+            prompt_tokens=s.prefill_tokens,
+            output_tokens=s.output_tokens,
+        )
 
     def close(self) -> None:
         """Ends what still runs, joins the threads and gives the memory back. Safe to call twice."""
-        raise NotImplementedError
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self.loop.stop()
 
     def __enter__(self) -> Engine:
         return self
@@ -103,3 +178,23 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def scheduler_config(config: EngineConfig, parts: Parts) -> SchedulerConfig:
+    """The engine's options in the scheduler's words."""
+    options: dict[str, Any] = {
+        "num_blocks": parts.num_blocks,
+        "block_size": config.block_size,
+        "max_num_seqs": parts.sizes.max_num_seqs,
+        "max_num_batched_tokens": parts.sizes.max_num_batched_tokens,
+        "max_model_len": parts.max_model_len,
+        "vocab_size": parts.model_config.vocab_size,
+        "eos_token_ids": list(parts.generation_config.eos_token_ids),
+        "enable_prefix_caching": config.enable_prefix_caching,
+        "batching": config.batching,
+        "schedule_policy": config.schedule_policy,
+        "schedule_conservativeness": config.schedule_conservativeness,
+        "admission": config.admission,
+        "seed": config.seed,
+    }
+    return SchedulerConfig(**options | config.scheduler_options)

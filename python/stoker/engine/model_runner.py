@@ -1,12 +1,9 @@
-"""The executor of the engine loop on a CPU: takes batch buffers, runs the model on a worker thread, brings
-results back.
-"""
+"""The executor of the engine loop on a CPU: takes batch buffers, runs the model, brings results back."""
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -25,75 +22,53 @@ _ALIGNMENT = 64
 class ModelRunner:
     """Runs steps in the order of their launch (the protocol of `stoker._core.loop`'s Python executors).
 
-    With `overlap` steps run on a thread of this object and `launch` returns at once, so that the loop
-    schedules the next step meanwhile; without it `launch` runs the step. A step that raises comes back as
-    failed and the next one runs; a row whose logits hold a NaN fails alone.
+    `launch` runs the step and returns when it is done: what overlaps steps with scheduling is the loop's
+    worker thread, which calls this object and nothing else does. A step that raises comes back as failed
+    and the next one runs; a row whose logits hold a NaN fails alone.
     """
 
-    def __init__(self, forward: CpuForward, seats: CpuSeats, transfers: Transfers, overlap: bool) -> None:
-        self.overlap_depth = 1 if overlap else 0
+    overlap_depth = 0
+
+    def __init__(self, forward: CpuForward, seats: CpuSeats, transfers: Transfers) -> None:
         self._forward = forward
         self._seats = seats
         self._transfers = transfers
         self._ring: list[tuple[StepBuffer, TensorViews]] = []
-        self._launched: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        self._finished: queue.SimpleQueue[StepOutput] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-        if overlap:
-            self._thread = threading.Thread(target=self._work, name="stoker-model-runner", daemon=True)
-            self._thread.start()
+        self._finished: deque[StepOutput] = deque()
 
     def buffers(self, layout: Layout, count: int) -> list[npt.NDArray[np.uint8]]:
         """`count` zeroed buffers of layout.bytes at a multiple of 64 bytes, with views made of each."""
         memories = [_aligned(layout.bytes) for _ in range(count)]
-        rings = [StepBuffer(memory, layout, self._seats.num_groups) for memory in memories]
-        self._ring = [(buffer, TensorViews(buffer)) for buffer in rings]
+        buffers = [StepBuffer(memory, layout, self._seats.num_groups) for memory in memories]
+        self._ring = [(buffer, TensorViews(buffer)) for buffer in buffers]
         return memories
 
     def launch(self, index: int) -> None:
-        """Starts the step in ring entry `index`."""
-        if self._thread is None:
+        """Runs the step in ring entry `index`."""
+        began = time.perf_counter_ns()
+        buffer, views = self._ring[index]
+        header = buffer.header()
+        output = StepOutput(header.batch_id)
+        try:
             with torch.inference_mode():
-                self._finished.put(self._run(index))
-        else:
-            self._launched.put(index)
+                self._seats.apply(header, buffer)
+                if header.num_transfers:
+                    self._transfers.run(buffer.transfers[: header.num_transfers], output)
+                if header.num_tokens:
+                    self._forward.run(header, buffer, views, output)
+        except Exception as error:  # whatever a step can suffer ends that step only
+            output.status = FAILED
+            output.message = f"{type(error).__name__}: {error}"
+        output.device_time_ns = time.perf_counter_ns() - began
+        self._finished.append(output)
 
     def launch_sample(self, batch_id: int) -> None:
         """For steps with grammar masks, which no batch asks for yet."""
         raise NotImplementedError(f"batch {batch_id} asks for late masks; grammars are not built yet")
 
     def collect(self, result: Any) -> None:
-        """Waits for the oldest launched step, without the GIL, and fills `result`."""
-        fill_result(result, self._finished.get())
-
-    def close(self) -> None:
-        """Waits for the step that runs and joins the thread. Safe to call twice."""
-        if self._thread is not None:
-            self._launched.put(None)
-            self._thread.join()
-            self._thread = None
-
-    def _work(self) -> None:
-        with torch.inference_mode():
-            while (index := self._launched.get()) is not None:
-                self._finished.put(self._run(index))
-
-    def _run(self, index: int) -> StepOutput:
-        began = time.perf_counter_ns()
-        buffer, views = self._ring[index]
-        header = buffer.header()
-        output = StepOutput(header.batch_id)
-        try:
-            self._seats.apply(header, buffer)
-            if header.num_transfers:
-                self._transfers.run(buffer.transfers[: header.num_transfers], output)
-            if header.num_tokens:
-                self._forward.run(header, buffer, views, output)
-        except Exception as error:  # whatever a step can suffer ends that step only
-            output.status = FAILED
-            output.message = f"{type(error).__name__}: {error}"
-        output.device_time_ns = time.perf_counter_ns() - began
-        return output
+        """Hands over the oldest launched step."""
+        fill_result(result, self._finished.popleft())
 
 
 def fill_result(result: Any, output: StepOutput) -> None:

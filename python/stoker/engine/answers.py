@@ -1,0 +1,148 @@
+"""From the loop's flat arrays to an `EngineOutput` for each answer with news."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from stoker.engine.output import EngineOutput, TokenLogprobs
+
+if TYPE_CHECKING:
+    from stoker.sampling_params import SamplingParams
+
+FINISH_REASONS = (None, "stop", "length", "abort", "error")
+
+
+@dataclass(slots=True)
+class Answer:
+    """One of a request's n answers while it is under way."""
+
+    rid: str
+    index: int
+    prompt: Sequence[int]
+    stop_token_ids: frozenset[int]
+    wants_logprobs: bool
+    wants_prompt_logprobs: bool
+    scores: dict[int, float] = field(default_factory=dict)
+    """Logprob of the prompt's token at a position, as they come."""
+
+
+class Answers:
+    """The answers under way, by the keys that the loop gave them."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[int, Answer] = {}
+        self._keys: dict[str, list[int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def __contains__(self, rid: str) -> bool:
+        return rid in self._keys
+
+    def add(self, rid: str, key: int, prompt: Sequence[int], params: SamplingParams) -> None:
+        """A request whose n answers have the keys `key`, `key + 1`, ..."""
+        self._keys[rid] = list(range(key, key + params.n))
+        stops = frozenset(params.stop_token_ids or ())
+        for index in range(params.n):
+            self._by_key[key + index] = Answer(
+                rid,
+                index,
+                prompt,
+                stops,
+                wants_logprobs=params.logprobs is not None,
+                wants_prompt_logprobs=params.prompt_logprobs is not None,
+            )
+
+    def keys(self, rid: str, index: int | None) -> list[int]:
+        """Keys of a request's answers that are still under way, or of one of them."""
+        keys = self._keys.get(rid, [])
+        wanted = keys if index is None else keys[index : index + 1]
+        return [key for key in wanted if key in self._by_key]
+
+    def news(self, outputs: Any) -> list[EngineOutput]:
+        """What `_core.loop.Outputs` holds, in the order of first mention."""
+        made: dict[int, EngineOutput] = {}
+        if outputs.num_scores:
+            positions, scores = outputs.score_positions.tolist(), outputs.scores.tolist()
+            for key, position, score in zip(outputs.score_keys.tolist(), positions, scores, strict=True):
+                if key in self._by_key:
+                    self._by_key[key].scores[position] = score
+        if outputs.num_tokens:
+            self._take_tokens(outputs, made)
+        if outputs.num_ends:
+            self._take_ends(outputs, made)
+        return list(made.values())
+
+    def _of(self, key: int, made: dict[int, EngineOutput]) -> EngineOutput | None:
+        output = made.get(key)
+        if output is None:
+            answer = self._by_key.get(key)
+            if answer is None:
+                return None
+            output = made[key] = EngineOutput(answer.rid, answer.index)
+            if answer.wants_prompt_logprobs:
+                answer.wants_prompt_logprobs = False
+                output.prompt_logprobs = _prompt_logprobs(answer)
+            if answer.wants_logprobs:
+                output.new_logprobs = []
+        return output
+
+    def _take_tokens(self, outputs: Any, made: dict[int, EngineOutput]) -> None:
+        keys, tokens = outputs.token_keys.tolist(), outputs.tokens.tolist()
+        indptr = outputs.logprob_indptr.tolist()
+        if not indptr:
+            for key, token in zip(keys, tokens, strict=True):
+                output = made.get(key) or self._of(key, made)
+                if output is not None:
+                    output.new_token_ids.append(token)
+            return
+        ids, values = outputs.logprob_ids.tolist(), outputs.logprobs.tolist()
+        ranks = outputs.logprob_ranks.tolist()
+        for i, (key, token) in enumerate(zip(keys, tokens, strict=True)):
+            output = self._of(key, made)
+            if output is not None:
+                output.new_token_ids.append(token)
+                if output.new_logprobs is not None:
+                    part = slice(indptr[i], indptr[i + 1])
+                    output.new_logprobs.append(TokenLogprobs(ids[part], values[part], ranks[i]))
+
+    def _take_ends(self, outputs: Any, made: dict[int, EngineOutput]) -> None:
+        columns = zip(
+            outputs.end_keys.tolist(),
+            outputs.finish_reasons.tolist(),
+            outputs.stop_tokens.tolist(),
+            outputs.cached_tokens.tolist(),
+            outputs.num_preemptions.tolist(),
+            (outputs.arrival_times * 1e-9).tolist(),
+            (outputs.first_scheduled_times * 1e-9).tolist(),
+            (outputs.first_token_times * 1e-9).tolist(),
+            (outputs.finished_times * 1e-9).tolist(),
+            outputs.messages,
+            strict=True,
+        )
+        for key, reason, stop, cached, preemptions, arrival, scheduled, first, finished, message in columns:
+            output = self._of(key, made)
+            if output is None:
+                continue
+            answer = self._by_key.pop(key)
+            output.finish_reason = FINISH_REASONS[reason]
+            output.stop_reason = stop if stop in answer.stop_token_ids else None
+            output.num_cached_tokens, output.num_preemptions = cached, preemptions
+            output.arrival_time, output.finished_time = arrival, finished
+            output.first_scheduled_time, output.first_token_time = max(scheduled, 0.0), max(first, 0.0)
+            output.message = message
+            if not self.keys(answer.rid, None):
+                del self._keys[answer.rid]
+
+
+def _prompt_logprobs(answer: Answer) -> list[TokenLogprobs | None]:
+    """One for each prompt token; the first has nothing before it."""
+    result: list[TokenLogprobs | None] = [None]
+    for position in range(1, len(answer.prompt)):
+        score = answer.scores.get(position)
+        token = int(answer.prompt[position])
+        result.append(None if score is None else TokenLogprobs([token], [score], 0))
+    answer.scores.clear()
+    return result
