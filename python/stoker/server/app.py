@@ -15,12 +15,14 @@ import msgspec
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
+from stoker.server.anthropic import create_message
 from stoker.server.body import read
 from stoker.server.chat import checked_messages, create_chat_completion
 from stoker.server.completions import create_completion
 from stoker.server.engine_client import EngineDeadError
 from stoker.server.errors import ApiError, bad_request
 from stoker.server.protocol import DetokenizeRequest, TokenizeRequest
+from stoker.server.responses import create_response
 from stoker.server.state import ServerState
 
 log = logging.getLogger("stoker.server")
@@ -64,6 +66,9 @@ def build_app(state: ServerState) -> FastAPI:
 
     post("/v1/completions", create_completion)
     post("/v1/chat/completions", create_chat_completion)
+    post("/v1/responses", create_response)
+    post("/v1/messages", create_message)
+    post("/v1/embeddings", embeddings)
     post("/tokenize", tokenize)
     post("/detokenize", detokenize)
     get("/v1/models", models)
@@ -142,6 +147,11 @@ async def models(request: Request, state: ServerState) -> Response:
         for name in state.settings.served_model_names
     ]
     return json_response({"object": "list", "data": cards})
+
+
+async def embeddings(request: Request, state: ServerState) -> Response:
+    """POST /v1/embeddings: none of the models served here makes embeddings."""
+    raise bad_request("this model generates text; it makes no embeddings")
 
 
 async def tokenize(request: Request, state: ServerState) -> Response:
