@@ -41,8 +41,9 @@ MAY_IMPORT = {
     "text": set(),
     "viz": {"_core", "sim"},
     "demo_model": set(),
-    "llm": {"engine", "text", "demo_model"} | PLAIN,
-    "async_llm": {"engine", "text", "llm", "demo_model"} | PLAIN,
+    "assemble": {"text"} | PLAIN,
+    "llm": {"engine", "text", "assemble", "interrupt", "progress"} | PLAIN,
+    "async_llm": {"engine", "text", "llm", "assemble"} | PLAIN,
     "server": {"text"} | PLAIN,
 }
 MAY_IMPORT_TORCH = {"engine", "models", "layers", "ops"}

@@ -47,6 +47,25 @@ class Tokenizer:
         self._bytes: dict[int, bytes] = {}
 
     @classmethod
+    def from_pretrained(
+        cls, name: str, *, revision: str | None = None, download_dir: str | None = None
+    ) -> Tokenizer:
+        """From a folder, or from the hub's tokenizer files of that id."""
+        if Path(name).is_dir():
+            return cls.from_folder(name)
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = snapshot_download(
+                name, revision=revision, cache_dir=download_dir, allow_patterns=["*.json", "*.jinja"]
+            )
+        except Exception as error:
+            raise ValueError(
+                f"tokenizer={name!r} is no folder here and could not be fetched from the hub: {error}"
+            ) from error
+        return cls.from_folder(folder)
+
+    @classmethod
     def from_folder(cls, folder: str | Path) -> Tokenizer:
         """Reads a checkpoint folder. Raises ValueError if it has no usable tokenizer.json."""
         folder = Path(folder)
@@ -80,11 +99,22 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
         """`encode` of many texts; the library uses several threads."""
         for text in texts:
-            _refuse_surrogates(text)
+            self.check(text)
         return [
             found.ids
             for found in self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
         ]
+
+    @staticmethod
+    def check(text: str) -> None:
+        """Raises ValueError for half a surrogate pair: it is no text, and the library would not say why."""
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"the text holds a lone surrogate U+{ord(text[error.start]):04X} at character {error.start}; "
+                "only valid Unicode is allowed"
+            ) from None
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of `token_ids`; what is no UTF-8 shows as U+FFFD. Ids outside the vocabulary have no text."""
@@ -124,17 +154,6 @@ class Tokenizer:
             self.backend.add_special_tokens(
                 [text for text in named if self.backend.token_to_id(text) is None]
             )
-
-
-def _refuse_surrogates(text: str) -> None:
-    """Half a surrogate pair is no text; the library would refuse it without saying why."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"the text holds a lone surrogate U+{ord(text[error.start]):04X} at character {error.start}; "
-            "only valid Unicode is allowed"
-        ) from None
 
 
 def _content(value: object) -> str | None:
