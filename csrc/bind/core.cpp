@@ -3,6 +3,11 @@
 
 namespace py = pybind11;
 
+namespace stoker {
+void register_sched(py::module_& core);
+}
+
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.doc() = "Stoker's native core: scheduler, engine loop, simulator and CPU ops. Links neither torch nor CUDA.";
+  stoker::register_sched(m);
 }

@@ -1,8 +1,9 @@
 // One step's work as arrays in one flat buffer: what the scheduler writes and every executor reads.
 //
-// The buffer is memory that the executor owns (pinned, where there is a GPU). Offsets follow from BatchLimits alone, so
-// views are made once at start-up and one contiguous copy of the first `used_bytes` takes a step to the device.
-// It holds no pointers: it can be sent to other ranks as it is.
+// The buffer is memory that the executor owns (pinned, where there is a GPU). Offsets follow from
+// BatchLimits alone, so views are made once at start-up and one contiguous copy of the first
+// `used_bytes` takes a step to the device. It holds no pointers: it can be sent to other ranks as
+// it is.
 #pragma once
 
 #include <array>
@@ -23,27 +24,31 @@ struct BatchLimits {
   int32_t num_kv_groups = 1;
   int32_t max_blocks_per_req = 0;  // widest block table row over the groups
   int32_t min_block_size = 16;     // smallest block size over the groups
-  int32_t max_attention_work = 0;  // entries of the attention work list (0: the executor takes none)
+  int32_t max_attention_work =
+      0;  // entries of the attention work list (0: the executor takes none)
   int32_t num_attention_workers = 0;  // fixed grid that walks the work list
   int32_t max_seat_words = 0;         // int32 words of seat_data a step
 };
 
 // In the order they lie in the buffer: small ones first, so that a decode step uploads little.
-// A row is one req's run of query tokens in this step: decode rows (one token) first, then prefill chunks.
+// A row is one req's run of query tokens in this step: decode rows (one token) first, then prefill
+// chunks.
 enum class Section : int32_t {
-  row_seat,       // [rows] int32
-  row_indptr,     // [rows + 1] int32: row r's tokens are [row_indptr[r], row_indptr[r+1])
-  row_kv_len,     // [rows] int32: KV length that the row's last token sees, itself included
-  out_token,      // [outs] int32: index into the step's tokens of the hidden row that is read
-  out_seat,       // [outs] int32
-  out_kind,       // [outs] int32: OutKind
-  out_target,     // [outs] int32: score: the token whose logprob is wanted; else -1
-  out_position,   // [outs] int32: position in the req of the token that is sampled or scored
-  token_ids,      // [tokens] int32: a token, or -1 - seat: the last token of that seat, known to the device only
-  positions,      // [tokens] int32
-  slots,          // [groups][max tokens] int32: block * block_size + offset; group g starts at g * max_num_batched_tokens
-  work_indptr,    // [workers + 1] int32: worker w's items
-  work,           // [items] AttentionWork
+  row_seat,      // [rows] int32
+  row_indptr,    // [rows + 1] int32: row r's tokens are [row_indptr[r], row_indptr[r+1])
+  row_kv_len,    // [rows] int32: KV length that the row's last token sees, itself included
+  out_token,     // [outs] int32: index into the step's tokens of the hidden row that is read
+  out_seat,      // [outs] int32
+  out_kind,      // [outs] int32: OutKind
+  out_target,    // [outs] int32: score: the token whose logprob is wanted; else -1
+  out_position,  // [outs] int32: position in the req of the token that is sampled or scored
+  token_ids,     // [tokens] int32: a token, or -1 - seat: the last token of that seat, known to the
+                 // device only
+  positions,     // [tokens] int32
+  slots,         // [groups][max tokens] int32: block * block_size + offset; group g starts at g *
+                 // max_num_batched_tokens
+  work_indptr,   // [workers + 1] int32: worker w's items
+  work,          // [items] AttentionWork
   table_changes,  // [n] TableChange
   seat_changes,   // [n] SeatChange
   seat_data,      // [n] int32: variable-length parts of the seat changes
@@ -72,7 +77,8 @@ struct SeatChange {
   uint32_t seed_low, seed_high;
   int32_t min_position;  // positions below this may not sample a stop token (min_tokens)
   int32_t prompt_len;
-  int32_t data_begin;  // into seat_data: num_bias ids, num_bias float bits, num_stop ids, num_context tokens
+  int32_t data_begin;  // into seat_data: num_bias ids, num_bias float bits, num_stop ids,
+                       // num_context tokens
   int32_t num_bias, num_stop, num_context;
   int32_t req;       // ReqId, for the executor's own records
   int32_t reserved;  // 0
@@ -80,13 +86,15 @@ struct SeatChange {
 static_assert(sizeof(SeatChange) == 80);
 
 enum SeatFlag : int32_t {
-  kSeatPenalties = 1,  // context (prompt, then output) tokens are in seat_data; the executor keeps counts
-  kSeatMask = 2,       // rows of this seat take a grammar mask
+  kSeatPenalties =
+      1,  // context (prompt, then output) tokens are in seat_data; the executor keeps counts
+  kSeatMask = 2,  // rows of this seat take a grammar mask
 };
 
 enum class Tier : int32_t { device = 0, host = 1 };
 
-// One block to copy. The executor does it after the step `after_step` and before the rows of this batch that read it.
+// One block to copy. The executor does it after the step `after_step` and before the rows of this
+// batch that read it.
 struct Transfer {
   int64_t ticket;
   int64_t after_step;
@@ -103,7 +111,8 @@ struct AttentionWork {
   int32_t q_begin, q_count;  // tokens of the row, relative to its first
   int32_t kv_begin, kv_end;  // positions
   int32_t kv_head;           // -1: all of them
-  int32_t partial;  // workspace slot for the unmerged result; -1: this piece is the whole of its row
+  int32_t
+      partial;  // workspace slot for the unmerged result; -1: this piece is the whole of its row
   int32_t flags;
 };
 static_assert(sizeof(AttentionWork) == 32);
@@ -124,7 +133,7 @@ struct BatchHeader {
   int32_t num_decode_rows;
   int32_t num_outs;
   int32_t num_sampled_rows;
-  int32_t used_bytes;  // the prefix of the buffer that this step uses
+  int32_t used_bytes;    // the prefix of the buffer that this step uses
   int32_t num_partials;  // workspace slots that the work list uses
   std::array<SectionSpan, kNumSections> sections;
 };

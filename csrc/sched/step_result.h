@@ -17,28 +17,33 @@ enum class StepStatus : int32_t {
 
 enum class RowStatus : int32_t {
   ok = 0,
-  failed = 1,  // only this row's req ends with an error (NaN logits, a token outside the vocabulary, ...)
+  failed = 1,  // only this row's req ends with an error (NaN logits, a token outside the
+               // vocabulary, ...)
 };
 
-// Flat arrays over the batch's output rows, in their order. Reused from step to step: clear() keeps the memory.
+// Flat arrays over the batch's output rows, in their order. Reused from step to step: clear() keeps
+// the memory.
 struct StepResult {
   BatchId batch_id = 0;
   StepStatus status = StepStatus::ok;
   std::string message;  // why, where status is not ok
   TimeNs device_time = 0;
 
-  std::vector<int32_t> row_indptr;  // [outs + 1]; empty means one token for each sampled row and none for the others
-  std::vector<Token> token_ids;     // [row_indptr.back()]
+  std::vector<int32_t>
+      row_indptr;  // [outs + 1]; empty means one token for each sampled row and none for the others
+  std::vector<Token> token_ids;       // [row_indptr.back()]
   std::vector<RowStatus> row_status;  // [outs], or empty: all ok
 
-  // Logprobs, for the rows that asked: row r's candidates are [logprob_indptr[r], logprob_indptr[r+1]); the sampled token
-  // first, then the best ones in falling order.
+  // Logprobs, for the rows that asked: row r's candidates are [logprob_indptr[r],
+  // logprob_indptr[r+1]); the sampled token first, then the best ones in falling order.
   std::vector<int32_t> logprob_indptr;
   std::vector<Token> logprob_ids;
   std::vector<float> logprobs;
-  std::vector<int32_t> logprob_ranks;  // of the first candidate of each row, from 1 (0: not computed)
+  std::vector<int32_t>
+      logprob_ranks;  // of the first candidate of each row, from 1 (0: not computed)
 
-  std::vector<float> scores;  // [outs]: logprob of out_target for score rows; empty if there are none
+  std::vector<float>
+      scores;  // [outs]: logprob of out_target for score rows; empty if there are none
   std::vector<float> pooled;  // pool rows' vectors, one after another
   int32_t pooled_width = 0;
 

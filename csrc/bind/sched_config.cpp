@@ -1,0 +1,75 @@
+// Binds SchedulerConfig and KVGroup: keyword arguments in, attributes out.
+#include <pybind11/stl.h>
+
+#include "bind/sched.h"
+
+namespace py = pybind11;
+
+namespace stoker {
+namespace {
+
+// Sets attributes from keywords; a name that does not exist is a TypeError, as for any Python call.
+template <typename T>
+std::unique_ptr<T> from_keywords(const char* what, const py::type& type, const py::kwargs& given) {
+  auto made = std::make_unique<T>();
+  const py::object self = py::cast(made.get(), py::return_value_policy::reference);
+  for (const auto& [key, value] : given) {
+    if (!py::hasattr(type, key)) {
+      throw py::type_error(std::string(what) + " has no field '" +
+                           py::str(key).cast<std::string>() + "'");
+    }
+    py::setattr(self, key, value);
+  }
+  return made;
+}
+
+template <typename Class, typename Enum>
+void named(py::class_<Class>& c, const char* field, Enum Class::* member,
+           Enum (*parse)(std::string_view)) {
+  c.def_property(
+      field, [member](const Class& self) { return std::string(name_of(self.*member)); },
+      [member, parse](Class& self, std::string_view text) { self.*member = parse(text); });
+}
+
+}  // namespace
+
+void register_sched_config(py::module_& m) {
+  py::class_<KVGroup> group(m, "KVGroup", "Layers that share one kind of KV memory.");
+  group.def(py::init([group](const py::kwargs& given) {
+    return from_keywords<KVGroup>("KVGroup", py::type(group), given);
+  }));
+  named(group, "kind", &KVGroup::kind, &kv_kind_of);
+  group.def_readwrite("window", &KVGroup::window)
+      .def_readwrite("block_size", &KVGroup::block_size)
+      .def_readwrite("num_blocks", &KVGroup::num_blocks)
+      .def_readwrite("bytes_per_block", &KVGroup::bytes_per_block)
+      .def_readwrite("layers", &KVGroup::layers);
+
+  using Config = SchedulerConfig;
+  py::class_<Config> config(m, "SchedulerConfig",
+                            "How a Scheduler is set up; see csrc/sched/config.h.");
+  config.def(py::init([config](const py::kwargs& given) {
+    return from_keywords<Config>("SchedulerConfig", py::type(config), given);
+  }));
+  named(config, "batching", &Config::batching, &batching_of);
+  named(config, "schedule_policy", &Config::schedule_policy, &policy_of);
+  named(config, "admission", &Config::admission, &admission_of);
+  config.def_readwrite("num_blocks", &Config::num_blocks)
+      .def_readwrite("block_size", &Config::block_size)
+      .def_readwrite("kv_groups", &Config::kv_groups)
+      .def_readwrite("max_num_seqs", &Config::max_num_seqs)
+      .def_readwrite("max_num_batched_tokens", &Config::max_num_batched_tokens)
+      .def_readwrite("max_model_len", &Config::max_model_len)
+      .def_readwrite("vocab_size", &Config::vocab_size)
+      .def_readwrite("eos_token_ids", &Config::eos_token_ids)
+      .def_readwrite("overlap_depth", &Config::overlap_depth)
+      .def_readwrite("enable_prefix_caching", &Config::enable_prefix_caching)
+      .def_readwrite("schedule_conservativeness", &Config::schedule_conservativeness)
+      .def_readwrite("long_prefill_token_threshold", &Config::long_prefill_token_threshold)
+      .def_readwrite("max_queued_reqs", &Config::max_queued_reqs)
+      .def_readwrite("seed", &Config::seed)
+      .def_readwrite("max_attention_work", &Config::max_attention_work)
+      .def_readwrite("num_attention_workers", &Config::num_attention_workers);
+}
+
+}  // namespace stoker

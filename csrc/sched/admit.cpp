@@ -1,0 +1,177 @@
+// Who may enter the step: the verdict on one waiting req, and what entering does.
+#include <algorithm>
+#include <cmath>
+
+#include "base/check.h"
+#include "base/planted_bugs.h"
+#include "sched/scheduler.h"
+
+namespace stoker {
+namespace {
+
+// After a preemption, admission waits until this many blocks a running req are available besides
+// the candidate's.
+constexpr int64_t kLowWaterBlocks = 2;
+
+}  // namespace
+
+void Scheduler::admit_waiting() {
+  if (waiting_.empty() || fatal_) return;
+  if (config_.batching == Batching::static_batch) {
+    if (num_running_ == 0) batch_open_ = true;
+    if (!batch_open_) return;
+  }
+  WaitCode stopped = WaitCode::none;
+  for (auto it = waiting_.begin(); it != waiting_.end();) {
+    Req& req = *it->req;
+    const Verdict verdict = consider(req);
+    if (const auto* reason = std::get_if<WaitReason>(&verdict)) {
+      req.wait = *reason;
+      req.wait.step = next_batch_;
+      stopped = reason->code;
+      break;  // head of line: a large req is not overtaken for ever
+    }
+    it = waiting_.erase(it);
+    admit(req, std::get<Admit>(verdict));
+  }
+  if (stopped != WaitCode::token_budget && stopped != WaitCode::capacity) batch_open_ = false;
+}
+
+// Judges a candidate on the ledger. Changes nothing but the scratch match.
+Verdict Scheduler::consider(Req& req) {
+  if (req.rows_in_flight > 0) return WaitReason{.code = WaitCode::in_flight};
+  if (ledger_.seats == 0) return WaitReason{.code = WaitCode::seats, .needed = 1};
+  if (ledger_.tokens == 0 || ledger_.rows == 0)
+    return WaitReason{.code = WaitCode::token_budget, .needed = 1};
+
+  const int32_t known = req.known();
+  match_.path.clear();
+  const bool scores = req.next_score < req.prompt_len;  // needs the hidden rows of its whole prompt
+  if (prefix_ && !scores) {
+    const int32_t most =
+        (known - !planted(Bug::match_whole_prompt)) / block_size_;  // one token is always computed
+    prefix_->match(req.prefix_root, req.tokens, most, match_);
+  }
+  const auto matched = static_cast<int32_t>(match_.path.size());
+  int32_t first = std::min(known - matched * block_size_, ledger_.tokens);
+  if (config_.long_prefill_token_threshold > 0)
+    first = std::min(first, config_.long_prefill_token_threshold);
+  if (scores) first = std::min(first, ledger_.outs - at_.outs - 1);
+
+  const int64_t changes =
+      int64_t{num_groups_} * (blocks_for(0, known) + 2 * int64_t{config_.max_num_seqs});
+  const int64_t words = kMaxSeatExtraWords + (req.params.has_penalties() ? known : 0);
+  if (first <= 0 || at_.table_changes + changes > ledger_.table_changes ||
+      at_.seat_words + words > ledger_.seat_words) {
+    if (at_.rows > 0) return WaitReason{.code = WaitCode::capacity};
+  }
+
+  const bool alone = num_running_ == 0;
+  for (GroupId g = 0; g < num_groups_; ++g) {
+    const auto i = static_cast<size_t>(g);
+    const BlockPool& pool = pools_[i];
+    const bool window = config_.kv_groups[i].kind == KVKind::window;
+    int64_t held = 0, revived = 0;  // blocks of the match, and those that stop being evictable
+    for (int32_t k = window ? std::max(0, matched - match_window(g)) : 0; k < matched; ++k) {
+      ++held;
+      revived += pool.is_cached(prefix_->block(match_.path[static_cast<size_t>(k)], g));
+    }
+    const int64_t room = ledger_.available[i] - revived;
+    const int64_t now = std::max<int64_t>(0, most_blocks(g, known) - held);
+    const auto reason = [&](WaitCode code, int64_t needed) {
+      return WaitReason{.code = code,
+                        .group = g,
+                        .needed = needed,
+                        .free = pool.num_free(),
+                        .evictable = pool.num_cached() - revived};
+    };
+    // The whole prompt has to fit, chunked or not: half-admitted prompts would only preempt each
+    // other.
+    if (now + ledger_.promised[i] > room)
+      return reason(WaitCode::blocks, now + ledger_.promised[i]);
+    if (alone) continue;
+    const double growth = ledger_.reserve[i] + expected_growth(req, g);
+    const auto reserve = static_cast<int64_t>(std::ceil(growth));
+    if (now + ledger_.promised[i] + reserve > room) {
+      return reason(WaitCode::reserve, now + ledger_.promised[i] + reserve);
+    }
+    if (low_water_) {
+      const int64_t mark = now + ledger_.promised[i] + kLowWaterBlocks * num_running_;
+      if (mark > room) return reason(WaitCode::low_water, mark);
+    }
+  }
+  if (stats_.num_preempted > 0 && !alone) return WaitReason{.code = WaitCode::low_water};
+  return Admit{.matched_blocks = matched, .num_tokens = first};
+}
+
+// Blocks of a group that a req is expected to take beyond those for its known tokens, under the
+// estimate in force.
+double Scheduler::expected_growth(const Req& req, GroupId group) const {
+  const auto i = static_cast<size_t>(group);
+  const KVGroup& kv = config_.kv_groups[i];
+  const int64_t left = req.length_limit - req.known_ahead;
+  if (config_.admission == Admission::greedy || left <= 0) return 0;
+  if (config_.admission == Admission::guaranteed || config_.batching == Batching::static_batch) {
+    return static_cast<double>(most_blocks(group, req.length_limit - 1) -
+                               most_blocks(group, req.known_ahead));
+  }
+  double tokens = static_cast<double>(std::min<int64_t>(left, kClippedOutput)) * ratio_.value();
+  if (kv.kind == KVKind::window)
+    tokens = std::min(tokens, static_cast<double>(std::max(0, kv.window - req.known_ahead)));
+  return tokens / kv.block_size;
+}
+
+// Enters: seat, shared blocks, first chunk.
+void Scheduler::admit(Req& req, const Admit& admit) {
+  low_water_ = false;
+  const bool again = req.state != ReqState::waiting;
+  req.account.queue_time += now_ - req.queued_since;
+  if (req.account.first_scheduled_time < 0) req.account.first_scheduled_time = now_;
+  req.state = ReqState::running;
+  req.wait = {};
+  take_seat(req);
+  --ledger_.seats;
+  req.running_index = static_cast<int32_t>(running_.size());
+  running_.push_back(&req);
+  ++num_running_;
+
+  const int32_t matched = admit.matched_blocks;
+  for (GroupId g = 0; g < num_groups_; ++g) {
+    const auto i = static_cast<size_t>(g);
+    auto& table = req.tables[i];
+    table.assign(static_cast<size_t>(matched), kNullBlock);
+    const bool window = config_.kv_groups[i].kind == KVKind::window;
+    const int32_t begin = window ? std::max(0, matched - match_window(g)) : 0;
+    req.window_begins[i] = begin;
+    for (int32_t k = begin; k < matched; ++k) {
+      const BlockId block = prefix_->block(match_.path[static_cast<size_t>(k)], g);
+      pools_[i].retain(block);
+      if (planted(Bug::ref_leak)) pools_[i].retain(block);
+      table[static_cast<size_t>(k)] = block;
+      change_table(g, req.seat, k, block);
+    }
+  }
+  req.computed = req.committed = matched * block_size_;
+  req.published = matched;
+  req.publish_at = (matched + 1) * block_size_;
+  req.last_token = req.tokens.back();
+  if (again) {
+    req.account.recovered_tokens += req.computed;
+  } else {
+    req.account.cached_tokens = req.computed;
+    stats_.cached_tokens += req.computed;
+  }
+  ++stats_.num_admitted;
+  grow_tables(req, req.computed + admit.num_tokens);
+  write_chunk_row(req, admit.num_tokens);
+
+  refresh_available();
+  for (GroupId g = 0; g < num_groups_; ++g) {
+    const auto i = static_cast<size_t>(g);
+    ledger_.promised[i] += std::max<int64_t>(
+        0, most_blocks(g, req.known_ahead) - static_cast<int64_t>(req.tables[i].size()));
+    ledger_.reserve[i] += expected_growth(req, g);
+  }
+}
+
+}  // namespace stoker

@@ -1,0 +1,277 @@
+// The way back: tokens, ends, publication, and what a failed step takes with it.
+#include <algorithm>
+
+#include "base/check.h"
+#include "base/planted_bugs.h"
+#include "sched/scheduler.h"
+
+namespace stoker {
+
+// What a step brought, in its full or its short form.
+struct Scheduler::ResultView {
+  BatchId batch_id;
+  StepStatus status;
+  std::span<const Token> tokens;
+  const StepResult* full;  // null: one token for each sampled row
+};
+
+const StepEvents& Scheduler::commit(const StepResult& result, TimeNs now) {
+  return take_back({result.batch_id, result.status, result.token_ids, &result}, now);
+}
+
+const StepEvents& Scheduler::commit(BatchId batch_id, std::span<const Token> tokens, TimeNs now) {
+  return take_back({batch_id, StepStatus::ok, tokens, nullptr}, now);
+}
+
+const StepEvents& Scheduler::take_back(const ResultView& result, TimeNs now) {
+  if (result.batch_id != committed_ + 1 || result.batch_id >= next_batch_) {
+    throw InvalidArgument(
+        "commit: batch " + std::to_string(result.batch_id) + " is not the oldest step in flight" +
+        (steps_in_flight() > 0 ? " (that is " + std::to_string(committed_ + 1) + ")"
+                               : " (there is none)"));
+  }
+  StepRecord& step = steps_[static_cast<size_t>(result.batch_id) % steps_.size()];
+  check_result(step, result);
+  now_ = std::max(now_, now);
+  committed_ = step.batch_id;
+  for (BlockPool& pool : pools_) pool.committed(committed_);
+  auto& seats = draining_seats_[static_cast<size_t>(committed_) % draining_seats_.size()];
+  num_draining_seats_ -= static_cast<int32_t>(seats.size());
+  for (; !seats.empty(); seats.pop_back()) free_seats_.push_back(seats.back());
+
+  if (result.status == StepStatus::ok) {
+    commit_rows(step, result);
+  } else {
+    fail_step(step, result.full->message, result.status == StepStatus::fatal);
+  }
+  events_.batch_id = step.batch_id;
+  events_.status = result.status;
+  return take_events();
+}
+
+void Scheduler::check_result(const StepRecord& step, const ResultView& result) const {
+  if (result.status != StepStatus::ok) return;
+  const auto wrong = [&](const char* what, size_t given, int32_t wanted) {
+    if (given == static_cast<size_t>(wanted)) return;
+    throw InvalidArgument("commit: batch " + std::to_string(step.batch_id) + " takes " +
+                          std::to_string(wanted) + " " + what + ", not " + std::to_string(given));
+  };
+  if (result.full == nullptr || result.full->row_indptr.empty()) {
+    wrong("tokens (one for each sampled row)", result.tokens.size(), step.num_sampled);
+  } else {
+    const auto& indptr = result.full->row_indptr;
+    wrong("row_indptr entries", indptr.size(), step.num_outs + 1);
+    if (indptr.front() != 0 || !std::is_sorted(indptr.begin(), indptr.end())) {
+      throw InvalidArgument("commit: row_indptr must start at 0 and never fall");
+    }
+    wrong("token_ids", result.tokens.size(), indptr.back());
+  }
+  if (result.full != nullptr && !result.full->row_status.empty()) {
+    wrong("row_status entries", result.full->row_status.size(), step.num_outs);
+  }
+}
+
+void Scheduler::commit_rows(StepRecord& step, const ResultView& result) {
+  int32_t sampled = 0;
+  for (const RowRecord& row : step.rows) {
+    commit_row(step, row, result, sampled);
+    sampled += row.samples;
+  }
+}
+
+void Scheduler::commit_row(StepRecord& step, const RowRecord& row, const ResultView& result,
+                           int32_t sampled) {
+  Req& req = *row.req;
+  --req.rows_in_flight;
+  // Ended, or discarded, while the row was in flight: thrown away.
+  if (row.epoch != req.epoch) {
+    if (!planted(Bug::extra_row_kept) || !req.finished()) return;
+  }
+  if (req.state == ReqState::running) {
+    req.committed = row.kv_end;
+    if (req.committed >= req.publish_at)
+      publish(req, std::min(req.committed, req.known()), step.batch_id);
+  }
+  if (row.num_outs == 0) return;
+  const int32_t last = row.out_begin + row.num_outs - 1;
+  if (result.full != nullptr && !result.full->row_status.empty()) {
+    for (int32_t o = row.out_begin; o <= last; ++o) {
+      if (result.full->row_status[static_cast<size_t>(o)] != RowStatus::ok) {
+        return finish(req, FinishReason::error,
+                      "the model gave no valid token for this req (NaN logits?)");
+      }
+    }
+  }
+  for (int32_t o = row.out_begin; o <= last - (row.samples || row.pools); ++o) {
+    events_.score_reqs.push_back(req.id);
+    events_.score_positions.push_back(row.first_score + o - row.out_begin);
+    events_.score_rows.push_back(o);
+  }
+  if (row.pools) {
+    events_.pooled_reqs.push_back(req.id);
+    return finish(req, FinishReason::stop);
+  }
+  if (!row.samples) return;
+  if (planted(Bug::lost_retracted_token) && req.state == ReqState::retracted) {
+    req.known_ahead = req.known();
+    return;
+  }
+  if (result.full == nullptr || result.full->row_indptr.empty()) {
+    append_tokens(req, result.tokens.subspan(static_cast<size_t>(sampled), 1), row.kv_end, last);
+  } else {
+    const auto& indptr = result.full->row_indptr;
+    const auto begin = static_cast<size_t>(indptr[static_cast<size_t>(last)]);
+    const auto end = static_cast<size_t>(indptr[static_cast<size_t>(last) + 1]);
+    append_tokens(req, result.tokens.subspan(begin, end - begin), row.kv_end, last);
+  }
+}
+
+void Scheduler::append_tokens(Req& req, std::span<const Token> tokens, int32_t kv_end,
+                              int32_t out_row) {
+  FinishReason reason = FinishReason::none;
+  size_t taken = 0;
+  while (taken < tokens.size() && reason == FinishReason::none) {
+    const Token token = tokens[taken++];
+    if (token < 0 || (config_.vocab_size > 0 && token >= config_.vocab_size)) {
+      tell(req, tokens.first(taken - 1), out_row);
+      return finish(
+          req, FinishReason::error,
+          "the model gave token id " + std::to_string(token) + ", which is outside the vocabulary");
+    }
+    req.tokens.push_back(token);
+    reason = end_of(req, token);
+  }
+  if (req.account.first_token_time < 0 && taken > 0) req.account.first_token_time = now_;
+  tell(req, tokens.first(taken), out_row);
+  if (reason != FinishReason::none) return finish(req, reason);
+  if (taken == 1) {
+    if (req.known_ahead == req.known()) req.last_token = tokens[0];
+    return;
+  }
+  // None or several: rows in flight stood on the wrong length. They are discarded and done again.
+  ++req.epoch;
+  req.known_ahead = req.known();
+  req.last_token = req.tokens.back();
+  if (req.state != ReqState::running) return;
+  req.computed = req.committed = std::min(kv_end, req.known() - 1);
+  set_tail(req);
+}
+
+// Whether `token`, just appended, ends the req.
+FinishReason Scheduler::end_of(Req& req, Token token) const {
+  if (req.num_outputs() >= req.params.min_tokens) {
+    const auto is = [&](const std::vector<Token>& stops) {
+      return std::find(stops.begin(), stops.end(), token) != stops.end();
+    };
+    if ((!req.params.ignore_eos && is(config_.eos_token_ids)) || is(req.params.stop_token_ids)) {
+      req.matched_stop = token;
+      return FinishReason::stop;
+    }
+  }
+  return req.known() >= req.length_limit ? FinishReason::length : FinishReason::none;
+}
+
+void Scheduler::tell(Req& req, std::span<const Token> tokens, int32_t out_row) {
+  events_.reqs.push_back(req.id);
+  events_.tokens.insert(events_.tokens.end(), tokens.begin(), tokens.end());
+  events_.token_indptr.push_back(static_cast<int32_t>(events_.tokens.size()));
+  events_.finish_reasons.push_back(0);
+  events_.out_rows.push_back(out_row);
+}
+
+// Ends a req in any state, exactly once.
+void Scheduler::finish(Req& req, FinishReason reason, std::string why) {
+  check(!req.finished(), "a req ends once");
+  if (waiting_.contains(req)) {
+    waiting_.erase(req);
+    req.account.queue_time += now_ - req.queued_since;
+  }
+  if (req.holds_seat()) {
+    release_blocks(req);
+    leave_seat(req);
+  }
+  if (prefix_) prefix_->leave(req.prefix_root);
+  ++req.epoch;
+  req.known_ahead = req.known();
+  req.state = ReqState::finished;
+  req.finish_reason = reason;
+  req.error = std::move(why);
+  req.wait = {};
+  req.account.finish_time = now_;
+  req.account.decode_steps = req.decode_steps;
+  if (events_.reqs.empty() || events_.reqs.back() != req.id) tell(req, {}, -1);
+  events_.finish_reasons.back() = static_cast<int32_t>(reason);
+  const ReqPtr& ptr = reqs_[static_cast<size_t>(req.id)];
+  events_.ended.push_back(ptr);
+  ended_.push_back({ptr, req.last_step, events_taken_ + 2});
+  by_rid_.erase(req.rid);
+  if (req.parent_rid.empty()) return;
+  const auto family = children_.find(req.parent_rid);
+  if (std::all_of(family->second.begin(), family->second.end(),
+                  [](const ReqPtr& child) { return child->finished(); })) {
+    children_.erase(family);
+  }
+}
+
+// Handles of ended reqs go back when no step in flight names them and their end was told.
+void Scheduler::bury() {
+  std::erase_if(ended_, [&](const Ended& ended) {
+    if (ended.after_step > committed_ || ended.after_events > events_taken_) return false;
+    reqs_[static_cast<size_t>(ended.req->id)].reset();
+    free_ids_.push_back(ended.req->id);
+    return true;
+  });
+}
+
+// The step's reqs end with an error. What it was to put into the prefix cache is withdrawn with all
+// that builds on it; reqs that had matched such blocks are retracted, and their rows in flight
+// discarded.
+void Scheduler::fail_step(StepRecord& step, const std::string& why, bool fatal) {
+  events_.message = why;
+  for (const RowRecord& row : step.rows) {
+    --row.req->rows_in_flight;
+    if (row.epoch == row.req->epoch && !row.req->finished())
+      finish(*row.req, FinishReason::error, why);
+  }
+  if (fatal) {
+    fatal_ = true;
+    for (size_t i = 0; i < reqs_.size(); ++i) {
+      if (reqs_[i] && !reqs_[i]->finished()) finish(*reqs_[i], FinishReason::error, why);
+    }
+    return;
+  }
+  if (!planted(Bug::skipped_withdrawal)) withdraw(step.batch_id);
+}
+
+void Scheduler::withdraw(BatchId failed) {
+  std::vector<EntryId> gone;
+  const auto is_gone = [&](EntryId e) {
+    return std::find(gone.begin(), gone.end(), e) != gone.end();
+  };
+  for (BatchId id = failed; id < next_batch_; ++id) {
+    for (const EntryId e : steps_[static_cast<size_t>(id) % steps_.size()].published) {
+      if (id == failed || is_gone(prefix_->parent(e))) gone.push_back(e);
+    }
+  }
+  for (size_t i = gone.size(); i > 0; --i) prefix_->withdraw(gone[i - 1]);
+  for (BatchId id = failed; id < next_batch_; ++id) {
+    auto& published = steps_[static_cast<size_t>(id) % steps_.size()].published;
+    std::erase_if(published, is_gone);
+  }
+  const std::vector<Req*> running = running_;
+  for (Req* req : running) {
+    if (req == nullptr) continue;
+    const auto& table = req->tables[0];
+    bool stands = true;
+    for (int32_t i = 0; i < req->published && stands; ++i) {
+      const BlockId block = table[static_cast<size_t>(i)];
+      stands = block == kNullBlock || pools_[0].entry(block) != kNoEntry;
+    }
+    if (stands) continue;
+    ++req->epoch;
+    req->known_ahead = req->known();
+    retract(*req);
+  }
+}
+
+}  // namespace stoker

@@ -1,0 +1,95 @@
+// How a Scheduler is set up. Checked once, when the scheduler is made.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/ids.h"
+
+namespace stoker {
+
+inline constexpr int32_t kMaxKVGroups = 8;
+inline constexpr int32_t kMaxOverlapDepth = 7;
+// Words of seat_data that a req may need besides its tokens: two a biased token, one a stop token.
+inline constexpr int32_t kMaxSeatExtraWords = 4096;
+
+enum class KVKind : int32_t { full, window, latent, state };
+
+// Layers that share one kind of KV memory.
+struct KVGroup {
+  KVKind kind = KVKind::full;
+  int32_t window = 0;       // tokens, for KVKind::window
+  int32_t block_size = 16;  // positions a block
+  int32_t num_blocks = 0;   // block 0, the null block, included
+  int64_t bytes_per_block = 0;
+  std::vector<int32_t> layers;
+};
+
+enum class Batching : int32_t {
+  continuous,     // decodes first, the rest of the step to prefill, mixed
+  prefill_first,  // prefill steps and decode steps apart, prefill first
+  static_batch,   // nobody enters until the last of the running batch is done
+};
+
+enum class Policy : int32_t {
+  fcfs,
+  lpm,
+  dfs_weight,
+  sjf,
+  lof,
+  hrrn,
+  random,
+  priority,
+  key,
+  deadline,
+  fair
+};
+
+enum class Admission : int32_t {
+  learned,     // reserve a learned share of what the running reqs may still produce
+  guaranteed,  // reserve all of it: never preempts
+  greedy,      // reserve nothing
+  peak,        // exact future peak of what is running, by the learned lengths
+};
+
+struct SchedulerConfig {
+  int32_t num_blocks = 0;  // of the one full group, where kv_groups is empty; block 0 included
+  int32_t block_size = 16;
+  std::vector<KVGroup> kv_groups;
+  int32_t max_num_seqs = 256;
+  int32_t max_num_batched_tokens = 8192;
+  int32_t max_model_len = 0;  // 0: what the KV pool holds
+  int32_t vocab_size = 0;     // 0: not checked
+  std::vector<Token> eos_token_ids;
+  int32_t overlap_depth = 0;  // D: steps that may be in flight while the next one is scheduled
+  bool enable_prefix_caching = true;
+  Batching batching = Batching::continuous;
+  Policy schedule_policy = Policy::fcfs;
+  Admission admission = Admission::learned;
+  double schedule_conservativeness = 1.0;
+  int32_t long_prefill_token_threshold = 0;  // most prefill tokens of one req a step; 0: no cap
+  int32_t max_queued_reqs = 0;               // 0: no limit
+  uint64_t seed = 0;  // for the seeds of reqs that bring none, and the policy `random`
+  // Sizes of what the executor is sent.
+  int32_t max_attention_work = 0;
+  int32_t num_attention_workers = 0;
+};
+
+// Fills what follows from the rest (kv_groups, max_model_len) and throws InvalidArgument on what
+// cannot work.
+SchedulerConfig validated(SchedulerConfig config);
+
+// Names as users write them: "prefill_first", "dfs-weight", "learned" ... Throw InvalidArgument
+// naming what is allowed.
+Batching batching_of(std::string_view name);
+Policy policy_of(std::string_view name);
+Admission admission_of(std::string_view name);
+KVKind kv_kind_of(std::string_view name);
+std::string_view name_of(Batching value);
+std::string_view name_of(Policy value);
+std::string_view name_of(Admission value);
+std::string_view name_of(KVKind value);
+
+}  // namespace stoker

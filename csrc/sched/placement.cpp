@@ -1,0 +1,193 @@
+// A req's place: its seat, its block tables, and what of them the prefix cache knows.
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "base/check.h"
+#include "base/planted_bugs.h"
+#include "sched/scheduler.h"
+
+namespace stoker {
+
+BlockId Scheduler::take_block(GroupId group, ReqId owner) {
+  BlockPool& pool = pools_[static_cast<size_t>(group)];
+  if (pool.num_free() == 0) prefix_->evict_one(group);
+  return pool.allocate(owner);
+}
+
+void Scheduler::change_table(GroupId group, Seat seat, int32_t index, BlockId block) {
+  if (planted(Bug::stale_table_change) && index > 0 && index % 3 == 0) return;
+  at_.changes[at_.table_changes++] = {group, seat, index, block};
+}
+
+// Writes the SeatChange of a req that has just got its seat.
+void Scheduler::take_seat(Req& req) {
+  req.seat = free_seats_.back();
+  free_seats_.pop_back();
+  const SamplingParams& p = req.params;
+  SeatChange& change = at_.seats[at_.seat_changes++];
+  change = {};
+  change.seat = req.seat;
+  change.flags = (p.has_penalties() ? kSeatPenalties : 0) | (req.use_mask ? kSeatMask : 0);
+  change.temperature = p.temperature;
+  change.top_p = p.top_p;
+  change.min_p = p.min_p;
+  change.top_k = p.top_k;
+  change.repetition_penalty = p.repetition_penalty;
+  change.presence_penalty = p.presence_penalty;
+  change.frequency_penalty = p.frequency_penalty;
+  change.num_logprobs = p.num_logprobs;
+  change.seed_low = static_cast<uint32_t>(req.seed);
+  change.seed_high = static_cast<uint32_t>(req.seed >> 32);
+  change.min_position = req.prompt_len + p.min_tokens;
+  change.prompt_len = req.prompt_len;
+  change.req = req.id;
+  change.data_begin = at_.seat_words;
+  change.num_bias = static_cast<int32_t>(p.logit_bias.size());
+  int32_t* data = at_.seat_data + at_.seat_words;
+  for (const auto& [token, bias] : p.logit_bias) *data++ = token;
+  for (const auto& [token, bias] : p.logit_bias) *data++ = std::bit_cast<int32_t>(bias);
+  const int32_t* stops = data;
+  if (!p.ignore_eos) {
+    for (const Token token : config_.eos_token_ids) *data++ = token;
+  }
+  for (const Token token : p.stop_token_ids) *data++ = token;
+  change.num_stop = static_cast<int32_t>(data - stops);
+  if (p.has_penalties()) {
+    std::memcpy(data, req.tokens.data(), req.tokens.size() * sizeof(Token));
+    data += req.tokens.size();
+    change.num_context = req.known();
+  }
+  at_.seat_words = static_cast<int32_t>(data - at_.seat_data);
+}
+
+void Scheduler::leave_seat(Req& req) {
+  if (req.last_step > committed_ && !planted(Bug::seat_reused_early)) {
+    draining_seats_[static_cast<size_t>(req.last_step) % draining_seats_.size()].push_back(
+        req.seat);
+    ++num_draining_seats_;
+  } else {
+    free_seats_.push_back(req.seat);
+  }
+  req.seat = kNoSeat;
+  running_[static_cast<size_t>(req.running_index)] = nullptr;
+  req.running_index = -1;
+  --num_running_;
+}
+
+// Where the next token's KV goes, kept at hand for decode rows.
+void Scheduler::set_tail(Req& req) {
+  const auto& table = req.tables[0];
+  const int32_t index = req.computed / block_size_;
+  if (static_cast<size_t>(index) < table.size()) {
+    req.tail_block = table[static_cast<size_t>(index)];
+    req.tail_room = block_size_ - req.computed % block_size_;
+  } else {
+    req.tail_block = kNullBlock;
+    req.tail_room = 0;
+  }
+}
+
+// Gives every group's table the blocks for `num_tokens` tokens in all. The caller has seen that
+// there are enough.
+void Scheduler::grow_tables(Req& req, int32_t num_tokens) {
+  for (GroupId g = 0; g < num_groups_; ++g) {
+    auto& table = req.tables[static_cast<size_t>(g)];
+    const int64_t need = blocks_for(g, num_tokens);
+    while (static_cast<int64_t>(table.size()) < need) {
+      const BlockId block = take_block(g, req.id);
+      change_table(g, req.seat, static_cast<int32_t>(table.size()), block);
+      table.push_back(block);
+    }
+  }
+}
+
+// Gives back the blocks that no later token of the req will see.
+void Scheduler::release_window(Req& req) {
+  for (GroupId g = 0; g < num_groups_; ++g) {
+    const KVGroup& kv = config_.kv_groups[static_cast<size_t>(g)];
+    if (kv.kind != KVKind::window) continue;
+    auto& table = req.tables[static_cast<size_t>(g)];
+    // The token at `computed` sees positions above computed - window; the last published block is
+    // the way into the tree.
+    int32_t end = std::max(0, (req.computed - kv.window + 1)) / kv.block_size;
+    if (prefix_) end = std::min(end, req.published - 1);
+    for (int32_t i = req.window_begins[static_cast<size_t>(g)]; i < end; ++i) {
+      auto& block = table[static_cast<size_t>(i)];
+      pools_[static_cast<size_t>(g)].release(block, req.last_step);
+      block = kNullBlock;
+      change_table(g, req.seat, i, kNullBlock);
+    }
+    auto& begin = req.window_begins[static_cast<size_t>(g)];
+    begin = std::max(begin, end);
+  }
+}
+
+// From the tail, so that the prefix cache evicts leaves first.
+void Scheduler::release_blocks(Req& req) {
+  for (GroupId g = 0; g < num_groups_; ++g) {
+    auto& table = req.tables[static_cast<size_t>(g)];
+    BlockPool& pool = pools_[static_cast<size_t>(g)];
+    if (!planted(Bug::late_free)) {
+      for (size_t i = table.size(); i > 0; --i) {
+        if (table[i - 1] != kNullBlock) pool.release(table[i - 1], req.last_step);
+      }
+    }
+    table.clear();
+    req.window_begins[static_cast<size_t>(g)] = 0;
+  }
+  req.published = 0;
+  req.publish_at = 0;
+  req.tail_room = 0;
+}
+
+// Puts the full blocks of the req's first `num_tokens` tokens into the prefix cache.
+void Scheduler::publish(Req& req, int32_t num_tokens, BatchId pending) {
+  if (!prefix_) return;
+  const int32_t full = num_tokens / block_size_;
+  while (req.published < full) {
+    const int32_t i = req.published;
+    const EntryId parent =
+        i == 0 ? req.prefix_root : pools_[0].entry(req.tables[0][static_cast<size_t>(i - 1)]);
+    check(parent != kNoEntry, "a published block is in the prefix cache");
+    const Token* tokens =
+        req.tokens.data() + static_cast<size_t>(i) * static_cast<size_t>(block_size_);
+    const EntryId there = prefix_->find(parent, tokens);
+    if (there != kNoEntry) {
+      if (!merge_duplicate(req, i, there)) break;  // tried again at commit
+    } else {
+      for (GroupId g = 0; g < num_groups_; ++g) {
+        scratch_blocks_[static_cast<size_t>(g)] =
+            req.tables[static_cast<size_t>(g)][static_cast<size_t>(i)];
+      }
+      const EntryId fresh = prefix_->insert(parent, tokens, scratch_blocks_, pending);
+      if (pending > committed_)
+        steps_[static_cast<size_t>(pending) % steps_.size()].published.push_back(fresh);
+    }
+    ++req.published;
+  }
+  req.publish_at = (req.published + 1) * block_size_;
+}
+
+// The cache holds this block already: use its copy and give ours back. False if that has to wait.
+bool Scheduler::merge_duplicate(Req& req, int32_t index, EntryId entry) {
+  if (prefix_->pending_step(entry) > committed_ && !planted(Bug::merge_pending)) return false;
+  for (GroupId g = 0; g < num_groups_; ++g) {
+    auto& mine = req.tables[static_cast<size_t>(g)][static_cast<size_t>(index)];
+    const BlockId theirs = prefix_->block(entry, g);
+    BlockPool& pool = pools_[static_cast<size_t>(g)];
+    if (mine == kNullBlock) continue;
+    if (theirs == kNullBlock) {
+      prefix_->set_block(entry, g, mine);
+      continue;
+    }
+    pool.retain(theirs);
+    pool.release(mine, req.last_step);
+    mine = theirs;
+    late_changes_.push_back({g, req.seat, index, theirs});
+    if (g == 0 && index == req.computed / block_size_) set_tail(req);
+  }
+  return true;
+}
+
+}  // namespace stoker

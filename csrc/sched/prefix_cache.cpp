@@ -1,0 +1,310 @@
+// The block-wide radix tree: matching, publishing, eviction.
+#include "sched/prefix_cache.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/check.h"
+#include "base/planted_bugs.h"
+
+namespace stoker {
+namespace {
+
+uint64_t mix(uint64_t h) {
+  h ^= h >> 32;
+  h *= 0xd6e8feb86659fd93ULL;
+  h ^= h >> 32;
+  return h;
+}
+
+}  // namespace
+
+PrefixCache::PrefixCache(std::vector<BlockPool>& pools, int32_t block_size,
+                         std::vector<int32_t> windows)
+    : pools_(pools),
+      block_size_(block_size),
+      num_groups_(static_cast<int32_t>(pools.size())),
+      windows_(std::move(windows)) {
+  int32_t most = 0;
+  for (size_t g = 0; g < pools.size(); ++g) {
+    most = std::max(most, pools[g].total());
+    (windows_[g] > 0 ? any_window_ : any_full_) = true;
+  }
+  grow(static_cast<size_t>(most) + 16);
+}
+
+void PrefixCache::grow(size_t entries) {
+  const size_t old = entries_.size();
+  entries_.resize(entries);
+  tokens_.resize(entries * static_cast<size_t>(block_size_));
+  blocks_.resize(entries * static_cast<size_t>(num_groups_), kNullBlock);
+  free_.reserve(entries);
+  for (size_t e = entries; e > old; --e) free_.push_back(static_cast<EntryId>(e - 1));
+  size_t slots = 64;
+  while (slots < 2 * entries) slots *= 2;
+  table_.assign(slots, kNoEntry);
+  for (size_t e = 0; e < old; ++e) {
+    if (entries_[e].live && !entries_[e].root) table_add(static_cast<EntryId>(e));
+  }
+}
+
+EntryId PrefixCache::new_entry() {
+  if (free_.empty()) grow(entries_.size() * 2);
+  const EntryId e = free_.back();
+  free_.pop_back();
+  entries_[static_cast<size_t>(e)] = Entry{};
+  entries_[static_cast<size_t>(e)].live = true;
+  return e;
+}
+
+EntryId PrefixCache::enter(const std::string& salt) {
+  const std::string& name = planted(Bug::salt_ignored) ? std::string() : salt;
+  auto [it, fresh] = roots_.try_emplace(name, kNoEntry);
+  if (fresh) {
+    it->second = new_entry();
+    entries_[static_cast<size_t>(it->second)].root = true;
+    salts_[it->second] = name;
+  }
+  ++entries_[static_cast<size_t>(it->second)].users;
+  return it->second;
+}
+
+void PrefixCache::leave(EntryId root) {
+  --entries_[static_cast<size_t>(root)].users;
+  drop_childless_up(root);
+}
+
+bool PrefixCache::equal(EntryId e, const Token* tokens) const {
+  return std::memcmp(tokens_of(e), tokens, static_cast<size_t>(block_size_) * sizeof(Token)) == 0;
+}
+
+uint32_t PrefixCache::hash_of(EntryId parent, const Token* tokens) const {
+  uint64_t a = mix(static_cast<uint64_t>(parent) + 0x9e3779b97f4a7c15ULL),
+           b = 0x2545f4914f6cdd1dULL;
+  for (int32_t i = 0; i + 3 < block_size_; i += 4) {
+    uint64_t x, y;
+    std::memcpy(&x, tokens + i, 8);
+    std::memcpy(&y, tokens + i + 2, 8);
+    a = (a ^ x) * 0x9fb21c651e98df25ULL;
+    b = (b ^ y) * 0xd6e8feb86659fd93ULL;
+    a ^= a >> 29;
+    b ^= b >> 31;
+  }
+  for (int32_t i = block_size_ / 4 * 4; i < block_size_; ++i) {
+    a = (a ^ static_cast<uint64_t>(tokens[i])) * 0x9fb21c651e98df25ULL;
+    a ^= a >> 29;
+  }
+  return static_cast<uint32_t>(mix(a + b));
+}
+
+EntryId PrefixCache::find(EntryId parent, const Token* tokens) const {
+  const EntryId hint = entries_[static_cast<size_t>(parent)].next;
+  if (hint != kNoEntry && equal(hint, tokens)) return hint;
+  if (entries_[static_cast<size_t>(parent)].children <= (hint != kNoEntry ? 1 : 0)) return kNoEntry;
+  const uint32_t hash = hash_of(parent, tokens);
+  const size_t mask = table_.size() - 1;
+  for (size_t i = hash & mask; table_[i] != kNoEntry; i = (i + 1) & mask) {
+    const Entry& e = entries_[static_cast<size_t>(table_[i])];
+    if (e.hash == hash && e.parent == parent && equal(table_[i], tokens)) return table_[i];
+  }
+  return kNoEntry;
+}
+
+void PrefixCache::match(EntryId root, std::span<const Token> tokens, int32_t max_blocks,
+                        Match& out) const {
+  out.path.clear();
+  out.pending_step = 0;
+  const int32_t limit = std::min(max_blocks, static_cast<int32_t>(tokens.size()) / block_size_);
+  EntryId at_entry = root;
+  for (int32_t i = 0; i < limit; ++i) {
+    at_entry =
+        find(at_entry, tokens.data() + static_cast<size_t>(i) * static_cast<size_t>(block_size_));
+    if (at_entry == kNoEntry) break;
+    out.path.push_back(at_entry);
+  }
+  if (any_window_) {
+    // The longest head whose last positions every window group still has.
+    size_t best = 0;
+    std::vector<int32_t> run(static_cast<size_t>(num_groups_), 0);
+    for (size_t i = 0; i < out.path.size(); ++i) {
+      bool ok = true;
+      for (GroupId g = 0; g < num_groups_; ++g) {
+        auto& have = run[static_cast<size_t>(g)];
+        have = block(out.path[i], g) == kNullBlock ? 0 : have + 1;
+        const int32_t need =
+            windows_[static_cast<size_t>(g)] == 0
+                ? static_cast<int32_t>(i) + 1
+                : std::min(windows_[static_cast<size_t>(g)], static_cast<int32_t>(i) + 1);
+        ok = ok && have >= need;
+      }
+      if (ok) best = i + 1;
+    }
+    out.path.resize(best);
+  }
+  for (const EntryId e : out.path) {
+    out.pending_step = std::max(out.pending_step, entries_[static_cast<size_t>(e)].pending);
+  }
+}
+
+int32_t PrefixCache::match_blocks(EntryId root, std::span<const Token> tokens,
+                                  int32_t max_blocks) const {
+  const int32_t limit = std::min(max_blocks, static_cast<int32_t>(tokens.size()) / block_size_);
+  EntryId at_entry = root;
+  for (int32_t i = 0; i < limit; ++i) {
+    at_entry =
+        find(at_entry, tokens.data() + static_cast<size_t>(i) * static_cast<size_t>(block_size_));
+    if (at_entry == kNoEntry) return i;
+  }
+  return limit;
+}
+
+EntryId PrefixCache::insert(EntryId parent, const Token* tokens, std::span<const BlockId> blocks,
+                            BatchId pending) {
+  const EntryId e = new_entry();
+  Entry& entry = entries_[static_cast<size_t>(e)];
+  entry.parent = parent;
+  entry.pending = pending;
+  entry.hash = hash_of(parent, tokens);
+  std::memcpy(tokens_.data() + static_cast<size_t>(e) * static_cast<size_t>(block_size_), tokens,
+              static_cast<size_t>(block_size_) * sizeof(Token));
+  for (GroupId g = 0; g < num_groups_; ++g) {
+    const BlockId b = blocks[static_cast<size_t>(g)];
+    blocks_[at(e, g)] = b;
+    if (b != kNullBlock) pools_[static_cast<size_t>(g)].set_entry(b, e);
+  }
+  Entry& up = entries_[static_cast<size_t>(parent)];
+  ++up.children;
+  up.next = e;
+  ++num_entries_;
+  table_add(e);
+  return e;
+}
+
+void PrefixCache::set_block(EntryId e, GroupId group, BlockId b) {
+  blocks_[at(e, group)] = b;
+  pools_[static_cast<size_t>(group)].set_entry(b, e);
+}
+
+void PrefixCache::table_add(EntryId e) {
+  const size_t mask = table_.size() - 1;
+  size_t i = entries_[static_cast<size_t>(e)].hash & mask;
+  while (table_[i] != kNoEntry) i = (i + 1) & mask;
+  table_[i] = e;
+}
+
+void PrefixCache::table_remove(EntryId e) {
+  const size_t mask = table_.size() - 1;
+  size_t i = entries_[static_cast<size_t>(e)].hash & mask;
+  while (table_[i] != e) i = (i + 1) & mask;
+  // Close the gap: move back what probed over it.
+  for (size_t j = (i + 1) & mask; table_[j] != kNoEntry; j = (j + 1) & mask) {
+    const size_t home = entries_[static_cast<size_t>(table_[j])].hash & mask;
+    if (((j - home) & mask) >= ((j - i) & mask)) {
+      table_[i] = table_[j];
+      i = j;
+    }
+  }
+  table_[i] = kNoEntry;
+}
+
+void PrefixCache::drop(EntryId e) {
+  Entry& entry = entries_[static_cast<size_t>(e)];
+  for (GroupId g = 0; g < num_groups_; ++g) {
+    const BlockId b = blocks_[at(e, g)];
+    if (b != kNullBlock) pools_[static_cast<size_t>(g)].forget_entry(b);
+    blocks_[at(e, g)] = kNullBlock;
+  }
+  if (entry.root) {
+    const auto it = salts_.find(e);
+    roots_.erase(it->second);
+    salts_.erase(it);
+  } else {
+    table_remove(e);
+    Entry& up = entries_[static_cast<size_t>(entry.parent)];
+    --up.children;
+    if (up.next == e) up.next = kNoEntry;
+    --num_entries_;
+  }
+  entry.live = false;
+  free_.push_back(e);
+}
+
+void PrefixCache::remove(EntryId e) {
+  check(entries_[static_cast<size_t>(e)].children == 0, "only leaves leave the prefix cache");
+  const EntryId up = entries_[static_cast<size_t>(e)].parent;
+  drop(e);
+  drop_childless_up(up);
+}
+
+// An entry without children and blocks is of no use; neither is a root without children and users.
+void PrefixCache::drop_childless_up(EntryId e) {
+  while (e != kNoEntry && entries_[static_cast<size_t>(e)].children == 0) {
+    const Entry& entry = entries_[static_cast<size_t>(e)];
+    if (entry.root) {
+      if (entry.users == 0) drop(e);
+      return;
+    }
+    for (GroupId g = 0; g < num_groups_; ++g) {
+      if (blocks_[at(e, g)] != kNullBlock) return;
+    }
+    const EntryId up = entry.parent;
+    drop(e);
+    e = up;
+  }
+}
+
+void PrefixCache::evict_one(GroupId group) {
+  BlockPool& pool = pools_[static_cast<size_t>(group)];
+  const BlockId b = pool.oldest_cached();
+  check(b != kNullBlock, "nothing to evict");
+  const EntryId e = pool.entry(b);
+  if (windows_[static_cast<size_t>(group)] == 0) {
+    remove(e);
+    return;
+  }
+  pool.forget_entry(b);
+  blocks_[at(e, group)] = kNullBlock;
+  drop_childless_up(e);
+}
+
+int32_t PrefixCache::flush() {
+  const int32_t before = num_entries_;
+  for (GroupId g = 0; g < num_groups_; ++g) {
+    while (pools_[static_cast<size_t>(g)].oldest_cached() != kNullBlock) evict_one(g);
+  }
+  return before - num_entries_;
+}
+
+void PrefixCache::check_integrity() const {
+  std::vector<int32_t> children(entries_.size(), 0);
+  int32_t count = 0;
+  for (size_t i = 0; i < entries_.size(); ++i) {
+    const Entry& entry = entries_[i];
+    if (!entry.live || entry.root) continue;
+    ++count;
+    const auto e = static_cast<EntryId>(i);
+    if (!entries_[static_cast<size_t>(entry.parent)].live)
+      throw InternalError("prefix cache: an entry lost its parent");
+    ++children[static_cast<size_t>(entry.parent)];
+    if (find(entry.parent, tokens_of(e)) != e)
+      throw InternalError("prefix cache: an entry cannot be found, or is there twice");
+    for (GroupId g = 0; g < num_groups_; ++g) {
+      const BlockId b = block(e, g);
+      if (b != kNullBlock && pools_[static_cast<size_t>(g)].entry(b) != e) {
+        throw InternalError("prefix cache: block " + std::to_string(b) +
+                            " does not know its entry");
+      }
+      if (b == kNullBlock && windows_[static_cast<size_t>(g)] == 0) {
+        throw InternalError("prefix cache: a hole in a full group");
+      }
+    }
+  }
+  for (size_t i = 0; i < entries_.size(); ++i) {
+    if (entries_[i].live && entries_[i].children != children[i]) {
+      throw InternalError("prefix cache: an entry miscounts its children");
+    }
+  }
+  if (count != num_entries_) throw InternalError("prefix cache: the number of entries is wrong");
+}
+
+}  // namespace stoker

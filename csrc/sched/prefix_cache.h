@@ -1,0 +1,113 @@
+// Which full blocks hold which tokens: a radix tree whose edges are one block of tokens wide.
+//
+// An entry is one block position of some token path; its parent is the position before it. A child
+// is found by (parent, the block's tokens): first through the parent's `next` hint (the child made
+// last; long private runs are walked without hashing), then through one hash table whose hits are
+// compared token by token. Every path starts at the root of its namespace (cache_salt).
+//
+// An entry names one block of each KV group, or a hole where a window group's block was evicted.
+// Eviction is by block, in the pool's order: holders give their blocks back from the tail, so
+// children come before their parents and leaves go first (tests hold this).
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "base/ids.h"
+#include "sched/block_pool.h"
+
+namespace stoker {
+
+class PrefixCache {
+ public:
+  // `windows[g]`: in blocks, how many of the last positions a match needs of group g; 0: all (a
+  // full group).
+  PrefixCache(std::vector<BlockPool>& pools, int32_t block_size, std::vector<int32_t> windows);
+
+  // The root of a namespace, made when first asked for; one user more. leave() takes the user away
+  // again.
+  EntryId enter(const std::string& salt);
+  void leave(EntryId root);
+
+  struct Match {
+    std::vector<EntryId> path;  // entries of blocks 0, 1, ...
+    BatchId pending_step = 0;   // newest step that must succeed for the match to be true
+  };
+  // The longest run of cached blocks at the head of `tokens`, at most max_blocks, that every group
+  // can serve.
+  void match(EntryId root, std::span<const Token> tokens, int32_t max_blocks, Match& out) const;
+  // The same, only counted.
+  int32_t match_blocks(EntryId root, std::span<const Token> tokens, int32_t max_blocks) const;
+
+  // Child of `parent` for one block of tokens, or kNoEntry.
+  EntryId find(EntryId parent, const Token* tokens) const;
+  // Adds a child that does not exist yet. `pending`: the step that computes it; it is withdrawn if
+  // that fails.
+  EntryId insert(EntryId parent, const Token* tokens, std::span<const BlockId> blocks,
+                 BatchId pending);
+  // Takes an entry without children out of the tree: its blocks are forgotten.
+  void remove(EntryId e);
+  // Takes out an entry of a failed step, whose children went before it: its blocks' content never
+  // came to be.
+  void withdraw(EntryId e) { remove(e); }
+  // Frees the cached block of `group` that goes first. There must be one.
+  void evict_one(GroupId group);
+  // Everything that nobody holds leaves the cache. Returns how many entries went.
+  int32_t flush();
+
+  BlockId block(EntryId e, GroupId group) const { return blocks_[at(e, group)]; }
+  void set_block(EntryId e, GroupId group, BlockId b);  // fills a hole
+  EntryId parent(EntryId e) const { return entries_[static_cast<size_t>(e)].parent; }
+  BatchId pending_step(EntryId e) const { return entries_[static_cast<size_t>(e)].pending; }
+  int32_t num_entries() const { return num_entries_; }
+  int32_t block_size() const { return block_size_; }
+
+  void check_integrity() const;
+
+ private:
+  struct Entry {
+    EntryId parent = kNoEntry;
+    EntryId next = kNoEntry;  // the child made last, if it still exists
+    int32_t children = 0;
+    uint32_t hash = 0;
+    BatchId pending = 0;
+    int32_t users = 0;  // roots only: reqs of the namespace
+    bool root = false, live = false;
+  };
+
+  size_t at(EntryId e, GroupId g) const {
+    return static_cast<size_t>(e) * static_cast<size_t>(num_groups_) + static_cast<size_t>(g);
+  }
+  const Token* tokens_of(EntryId e) const {
+    return tokens_.data() + static_cast<size_t>(e) * static_cast<size_t>(block_size_);
+  }
+  bool equal(EntryId e, const Token* tokens) const;
+  uint32_t hash_of(EntryId parent, const Token* tokens) const;
+  EntryId new_entry();
+  void drop(EntryId e);
+  void drop_childless_up(EntryId e);
+  void table_add(EntryId e);
+  void table_remove(EntryId e);
+  void grow(size_t entries);
+  bool served(EntryId e) const;
+
+  std::vector<BlockPool>& pools_;
+  int32_t block_size_;
+  int32_t num_groups_;
+  std::vector<int32_t> windows_;
+  bool any_window_ = false, any_full_ = false;
+  int32_t num_entries_ = 0;
+  std::vector<Entry> entries_;
+  std::vector<Token> tokens_;    // [entry][block_size]
+  std::vector<BlockId> blocks_;  // [entry][group]
+  std::vector<EntryId> free_;
+  std::vector<EntryId>
+      table_;  // open addressing, linear probing; a power of two, at most half full
+  std::unordered_map<std::string, EntryId> roots_;
+  std::unordered_map<EntryId, std::string> salts_;
+};
+
+}  // namespace stoker

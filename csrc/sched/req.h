@@ -1,0 +1,156 @@
+// One request: what was asked, where it stands, why it waits, and its account.
+//
+// A Req is made by the caller, given to Scheduler::add and from then on changed by the scheduler
+// only, on the loop's thread. The counts that place it:
+//
+//   tokens          prompt, then outputs committed so far                      ("known" =
+//   tokens.size()) known_ahead     known + one for each sampled row in flight computed tokens whose
+//   KV is written once every launched step has run committed       tokens whose KV is written by
+//   steps already committed      (committed <= computed <= known_ahead)
+//
+//   a decode row has computed == known_ahead - 1; a prefill chunk has more to do. Both are "a run
+//   of query tokens [computed, computed + n)", so chunking, mixed batches, recompute and several
+//   tokens a row need no second path.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/ids.h"
+#include "sched/sampling_params.h"
+
+namespace stoker {
+
+enum class ReqState : int8_t {
+  created,       // not given to a scheduler yet
+  waiting,       // in the waiting queue, never ran
+  running,       // holds a seat and KV
+  retracted,     // in the waiting queue again: its KV was taken away, its tokens were kept
+  swapping_out,  // KV on its way to host memory
+  swapped,       // KV in host memory, in the waiting queue
+  swapping_in,   // KV on its way back
+  finished,
+};
+
+enum class FinishReason : int8_t { none, stop, length, abort, error };
+
+// Why a req is not in the step. The numbers say by how much; see WaitReason.
+enum class WaitCode : int8_t {
+  none,
+  queued,        // others are ahead of it in the queue's order
+  seats,         // needed 1 seat; free: seats
+  token_budget,  // the step's tokens are handed out
+  blocks,        // needed, free, evictable: blocks of `group` now
+  reserve,  // fits now, but not with what the running reqs are still going to need; needed includes
+            // that reserve
+  low_water,  // admission pauses after a preemption until enough is free; needed: the mark
+  in_flight,  // its own last step is still in flight
+  prefix,     // another req computes the same prefix right now; its blocks come soon
+  batch,      // static batching: the running batch must end first
+  capacity,   // the step's sections (table changes, seat data, output rows) are full
+  tenant,     // the tenant's running limit; needed: its limit
+  paused,
+  host_transfer,  // a copy to or from host memory is under way
+  outranked,      // bounded bypass: a req before it has been overtaken often enough
+};
+
+struct WaitReason {
+  WaitCode code = WaitCode::none;
+  GroupId group = 0;
+  int64_t needed = 0;
+  int64_t free = 0;
+  int64_t evictable = 0;
+  BatchId step = 0;  // when it was found; a req not looked at in the newest step is simply `queued`
+};
+
+// What a req cost. Times are on the caller's clock.
+struct ReqAccount {
+  TimeNs arrival_time = 0;
+  TimeNs first_scheduled_time = -1;
+  TimeNs first_token_time = -1;
+  TimeNs finish_time = -1;
+  TimeNs queue_time = 0;  // in the queue, all stays together
+  int32_t prefill_steps = 0;
+  int32_t decode_steps = 0;
+  int32_t retractions = 0;
+  int32_t swaps = 0;
+  int64_t prefill_tokens = 0;  // computed as part of a prompt or a recompute
+  int64_t tokens_computed_twice = 0;
+  int32_t cached_tokens = 0;     // found in the prefix cache when first admitted
+  int64_t recovered_tokens = 0;  // found there after a preemption (not a hit: its own work)
+};
+
+struct alignas(64) Req {
+  // Hot: what a decode step reads and writes, in one cache line.
+  int32_t computed = 0;
+  int32_t known_ahead = 0;
+  int32_t length_limit = 0;  // the most tokens it may reach
+  Seat seat = kNoSeat;
+  Token last_token = 0;  // the next decode row's token, or -1 - seat while only the device knows it
+  BlockId tail_block = 0;  // block of group 0 that holds position `computed`, if tail_room > 0
+  int32_t tail_room = 0;   // positions left in it, `computed` included
+  int32_t epoch = 0;       // rows in flight of an older epoch are discarded at commit
+  int32_t rows_in_flight = 0;
+  int32_t committed = 0;
+  int32_t publish_at = 0;  // committed count at which the next block can be published
+  int32_t decode_steps = 0;
+  BatchId last_step = 0;  // last step that has a row of this req
+  ReqState state = ReqState::created;
+  bool plain = true;  // only EOS or the length can end it, nothing is scored, pooled or masked
+
+  // Warm.
+  std::vector<Token> tokens;
+  std::vector<std::vector<BlockId>> tables;  // a group; holes left by a window are kNullBlock
+  std::vector<int32_t> window_begins;  // a group: blocks before this were left behind by its window
+  int32_t prompt_len = 0;
+  int32_t published =
+      0;  // blocks [0, published) are in the prefix cache (under this table's own blocks)
+  int32_t running_index = -1;
+  ReqId id = -1;
+  int64_t arrival_seq = 0;  // total order of arrival
+  int32_t prefix_root = -1;
+  int32_t highest_computed = 0;  // how far it ever got: below it, work is done twice
+  int32_t next_score = 0;        // next prompt position whose logprob is to be asked for
+
+  // Given by the caller.
+  std::string rid;
+  SamplingParams params;
+  std::string cache_salt;
+  double priority = 0;  // lower is sooner
+  std::string tenant;
+  double tenant_weight = 1.0;
+  TimeNs deadline_ttft = -1;  // after arrival; -1: none
+  TimeNs deadline_tpot = -1;
+  bool drop_when_late = false;
+  bool pool = false;      // an embedding: its last hidden row is pooled, nothing is sampled
+  bool use_mask = false;  // rows take a grammar mask at launch_sample
+  double policy_key = 0;  // for the policy `key`
+
+  // Kept by the scheduler.
+  FinishReason finish_reason = FinishReason::none;
+  Token matched_stop = -1;  // the token that ended it, where one did
+  std::string error;        // why, where finish_reason is error
+  WaitReason wait;
+  ReqAccount account;
+  TimeNs queued_since = 0;
+  uint64_t seed = 0;
+  std::string parent_rid;  // of a child of a req with n > 1
+
+  int32_t known() const { return static_cast<int32_t>(tokens.size()); }
+  int32_t num_outputs() const { return known() - prompt_len; }
+  bool is_prefilling() const { return computed < known_ahead - 1; }
+  bool holds_seat() const { return seat != kNoSeat; }
+  bool finished() const { return state == ReqState::finished; }
+};
+
+using ReqPtr = std::shared_ptr<Req>;
+
+const char* name(ReqState state);
+const char* name(FinishReason reason);
+const char* name(WaitCode code);
+// One sentence for people: "waits for 37 blocks; 12 free, 20 evictable".
+std::string describe(const WaitReason& reason);
+
+}  // namespace stoker

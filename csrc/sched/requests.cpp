@@ -1,0 +1,190 @@
+// How reqs come in and are taken away: the checks at the door, the queue, abort.
+#include <algorithm>
+#include <limits>
+
+#include "base/check.h"
+#include "sched/scheduler.h"
+
+namespace stoker {
+namespace {
+
+uint64_t mix_seed(uint64_t seed, uint64_t sequence) {
+  uint64_t z = seed + (sequence + 1) * 0x9e3779b97f4a7c15ULL;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
+  return z ^ (z >> 31);
+}
+
+}  // namespace
+
+int64_t Scheduler::blocks_for(GroupId group, int64_t tokens) const {
+  const int64_t size = config_.kv_groups[static_cast<size_t>(group)].block_size;
+  return (tokens + size - 1) / size;
+}
+
+// The most blocks of a group that a req of this length ever holds at once.
+int64_t Scheduler::most_blocks(GroupId group, int64_t tokens) const {
+  const KVGroup& kv = config_.kv_groups[static_cast<size_t>(group)];
+  const int64_t all = blocks_for(group, tokens);
+  if (kv.kind != KVKind::window) return all;
+  return std::min(all, blocks_for(group, int64_t{kv.window} + config_.max_num_batched_tokens) + 1);
+}
+
+// can_ever_fit: whether the req could run alone to its end. Throws InvalidArgument with the numbers
+// if not.
+void Scheduler::check_request(const Req& req) const {
+  const std::string who = "req '" + req.rid + "': ";
+  if (req.state != ReqState::created) throw InvalidArgument(who + "was added before");
+  if (by_rid_.contains(req.rid) || children_.contains(req.rid))
+    throw InvalidArgument(who + "the rid is in use");
+  if (req.prompt_len == 0) throw InvalidArgument(who + "the prompt is empty");
+  const int32_t room = req.pool ? 0 : 1;
+  if (req.prompt_len + room > config_.max_model_len) {
+    throw InvalidArgument(who + "a prompt of " + std::to_string(req.prompt_len) +
+                          " tokens leaves no room for an answer within max_model_len = " +
+                          std::to_string(config_.max_model_len));
+  }
+  if (req.params.max_tokens != -1 && req.params.max_tokens < 1) {
+    throw InvalidArgument(who + "max_tokens must be at least 1, not " +
+                          std::to_string(req.params.max_tokens));
+  }
+  if (req.params.n < 1 || req.params.n > config_.max_num_seqs) {
+    throw InvalidArgument(who +
+                          "n must be 1 to max_num_seqs = " + std::to_string(config_.max_num_seqs) +
+                          ", not " + std::to_string(req.params.n));
+  }
+  if (config_.vocab_size > 0) {
+    for (const Token token : req.tokens) {
+      if (token < 0 || token >= config_.vocab_size) {
+        throw InvalidArgument(who + "token id " + std::to_string(token) +
+                              " is outside the vocabulary of " +
+                              std::to_string(config_.vocab_size));
+      }
+    }
+  }
+  const size_t extra = 2 * req.params.logit_bias.size() + req.params.stop_token_ids.size() +
+                       config_.eos_token_ids.size();
+  if (extra > static_cast<size_t>(kMaxSeatExtraWords)) {
+    throw InvalidArgument(who + "too many biased or stop tokens: " + std::to_string(extra) +
+                          " words, at most " + std::to_string(kMaxSeatExtraWords));
+  }
+  const int64_t wanted = req.params.max_tokens == -1
+                             ? req.prompt_len + room
+                             : std::min<int64_t>(int64_t{req.prompt_len} + req.params.max_tokens,
+                                                 config_.max_model_len);
+  for (GroupId g = 0; g < num_groups_; ++g) {
+    const int64_t need = most_blocks(g, wanted - room);
+    const int64_t have = pools_[static_cast<size_t>(g)].total() - 1;
+    if (need > have) {
+      throw InvalidArgument(who + "can never fit: a prompt of " + std::to_string(req.prompt_len) +
+                            " tokens and " + std::to_string(wanted - req.prompt_len) +
+                            " new ones need " + std::to_string(need) + " KV blocks of " +
+                            std::to_string(config_.kv_groups[static_cast<size_t>(g)].block_size) +
+                            " tokens; there are " + std::to_string(have));
+    }
+  }
+}
+
+void Scheduler::add(const ReqPtr& req, TimeNs now) {
+  check_request(*req);
+  const int32_t n = req->params.n;
+  if (config_.max_queued_reqs > 0 && waiting_.size() + n > config_.max_queued_reqs) {
+    throw InvalidArgument(
+        "req '" + req->rid + "': the queue is full (" + std::to_string(waiting_.size()) +
+        " waiting, max_queued_reqs = " + std::to_string(config_.max_queued_reqs) + ")");
+  }
+  if (n == 1) {
+    enroll(req, now);
+    return;
+  }
+  std::vector<ReqPtr> children;
+  const uint64_t base = req->params.has_seed
+                            ? req->params.seed
+                            : mix_seed(config_.seed, static_cast<uint64_t>(next_seq_));
+  for (int32_t i = 0; i < n; ++i) {
+    auto child = std::make_shared<Req>(*req);
+    child->rid = req->rid + "/" + std::to_string(i);
+    child->parent_rid = req->rid;
+    child->params.n = 1;
+    child->params.has_seed = true;
+    child->params.seed = i == 0 ? base : mix_seed(base, static_cast<uint64_t>(i));
+    if (by_rid_.contains(child->rid))
+      throw InvalidArgument("req '" + child->rid + "': the rid is in use");
+    children.push_back(std::move(child));
+  }
+  for (const ReqPtr& child : children) enroll(child, now);
+  req->state = ReqState::running;  // stands for its children from now on
+  children_.emplace(req->rid, std::move(children));
+}
+
+void Scheduler::enroll(const ReqPtr& ptr, TimeNs now) {
+  Req& req = *ptr;
+  if (free_ids_.empty()) {
+    req.id = static_cast<ReqId>(reqs_.size());
+    reqs_.push_back(ptr);
+  } else {
+    req.id = free_ids_.back();
+    free_ids_.pop_back();
+    reqs_[static_cast<size_t>(req.id)] = ptr;
+  }
+  by_rid_.emplace(req.rid, &req);
+  req.arrival_seq = next_seq_++;
+  req.seed = req.params.has_seed ? req.params.seed
+                                 : mix_seed(config_.seed, static_cast<uint64_t>(req.arrival_seq));
+  int64_t limit = config_.max_model_len;
+  if (req.pool) {
+    limit = req.prompt_len;
+  } else if (req.params.max_tokens >= 0) {
+    limit = std::min<int64_t>(limit, int64_t{req.prompt_len} + req.params.max_tokens);
+  } else {
+    for (GroupId g = 0; g < num_groups_; ++g) {
+      const KVGroup& kv = config_.kv_groups[static_cast<size_t>(g)];
+      if (kv.kind != KVKind::window)
+        limit = std::min(limit, int64_t{kv.num_blocks - 1} * kv.block_size + 1);
+    }
+  }
+  req.length_limit = static_cast<int32_t>(limit);
+  req.known_ahead = req.known();
+  req.next_score = req.params.prompt_logprobs >= 0 ? 1 : std::numeric_limits<int32_t>::max();
+  req.plain = !req.pool && req.params.prompt_logprobs < 0 && req.params.stop_token_ids.empty();
+  req.tokens.reserve(static_cast<size_t>(std::min<int64_t>(limit, req.prompt_len + 4096)));
+  req.tables.assign(static_cast<size_t>(num_groups_), {});
+  req.window_begins.assign(static_cast<size_t>(num_groups_), 0);
+  if (prefix_) req.prefix_root = prefix_->enter(req.cache_salt);
+  req.account.arrival_time = now;
+  req.state = ReqState::waiting;
+  req.queued_since = now;
+  waiting_.insert(req, key_of(req));
+}
+
+QueueKey Scheduler::key_of(const Req& req) const {
+  QueueKey key{.tier = req.state == ReqState::retracted ? 0 : 1, .seq = req.arrival_seq};
+  switch (config_.schedule_policy) {
+    case Policy::lpm:
+      if (prefix_)
+        key.key =
+            -prefix_->match_blocks(req.prefix_root, req.tokens, (req.known() - 1) / block_size_);
+      break;
+    default:
+      break;
+  }
+  return key;
+}
+
+bool Scheduler::abort(std::string_view rid, TimeNs now) {
+  now_ = std::max(now_, now);
+  const std::string name(rid);
+  if (const auto family = children_.find(name); family != children_.end()) {
+    const std::vector<ReqPtr> members = family->second;
+    for (const ReqPtr& child : members) {
+      if (!child->finished()) finish(*child, FinishReason::abort);
+    }
+    return true;
+  }
+  const auto it = by_rid_.find(name);
+  if (it == by_rid_.end()) return false;
+  finish(*it->second, FinishReason::abort);
+  return true;
+}
+
+}  // namespace stoker

@@ -1,0 +1,329 @@
+// The rows of a step: decodes, the prompts under way, and how each is written into the buffer.
+#include <algorithm>
+
+#include "base/check.h"
+#include "base/planted_bugs.h"
+#include "sched/scheduler.h"
+
+namespace stoker {
+
+void Scheduler::begin_step(TimeNs now, const BatchBuffer& out) {
+  if (steps_in_flight() > config_.overlap_depth) {
+    throw InvalidArgument("schedule: " + std::to_string(steps_in_flight()) +
+                          " steps are in flight already and overlap_depth is " +
+                          std::to_string(config_.overlap_depth) + "; commit the oldest first");
+  }
+  now_ = std::max(now_, now);
+  out_ = out;
+  step_ = &steps_[static_cast<size_t>(next_batch_) % steps_.size()];
+  step_->batch_id = next_batch_;
+  step_->num_outs = step_->num_sampled = 0;
+  step_->rows.clear();
+  step_->published.clear();
+  at_ = Cursor{};
+  at_.row_seat = out.all<int32_t>(Section::row_seat).data();
+  at_.row_indptr = out.all<int32_t>(Section::row_indptr).data();
+  at_.row_kv_len = out.all<int32_t>(Section::row_kv_len).data();
+  at_.out_token = out.all<int32_t>(Section::out_token).data();
+  at_.out_seat = out.all<int32_t>(Section::out_seat).data();
+  at_.out_kind = out.all<int32_t>(Section::out_kind).data();
+  at_.out_target = out.all<int32_t>(Section::out_target).data();
+  at_.out_position = out.all<int32_t>(Section::out_position).data();
+  at_.token_ids = out.all<Token>(Section::token_ids).data();
+  at_.positions = out.all<int32_t>(Section::positions).data();
+  at_.slots = out.all<int32_t>(Section::slots).data();
+  at_.changes = out.all<TableChange>(Section::table_changes).data();
+  at_.seats = out.all<SeatChange>(Section::seat_changes).data();
+  at_.seat_data = out.all<int32_t>(Section::seat_data).data();
+  at_.row_indptr[0] = 0;
+  stats_.num_admitted = stats_.num_preempted = stats_.num_sat_out = 0;
+  stats_.cached_tokens = stats_.recomputed_tokens = stats_.num_prefill_rows =
+      stats_.num_decode_rows = 0;
+  stats_.num_transfers = 0;
+
+  // The scratch ledger: what this step may hand out.
+  ledger_.tokens = config_.max_num_batched_tokens;
+  ledger_.rows = config_.max_num_seqs;
+  ledger_.seats = static_cast<int32_t>(free_seats_.size());
+  ledger_.outs = layout_.capacity(Section::out_token);
+  ledger_.table_changes = layout_.capacity(Section::table_changes);
+  ledger_.seat_words = layout_.capacity(Section::seat_data);
+  refresh_available();
+  for (const TableChange& change : late_changes_) at_.changes[at_.table_changes++] = change;
+  late_changes_.clear();
+  survey_running();
+}
+
+void Scheduler::refresh_available() {
+  for (GroupId g = 0; g < num_groups_; ++g) {
+    ledger_.available[static_cast<size_t>(g)] = pools_[static_cast<size_t>(g)].num_available();
+  }
+}
+
+// One pass over the running batch: closes the gaps that leavers made, finds the prompts under way,
+// and adds up what the running reqs are still going to need.
+void Scheduler::survey_running() {
+  chunks_.clear();
+  int64_t growth = 0;
+  size_t kept = 0;
+  for (size_t i = 0; i < running_.size(); ++i) {
+    Req* const req = running_[i];
+    if (req == nullptr) continue;
+    if (kept != i) {
+      running_[kept] = req;
+      req->running_index = static_cast<int32_t>(kept);
+    }
+    ++kept;
+    growth += std::min(req->length_limit - req->known_ahead, kClippedOutput);
+    if (req->known_ahead - req->computed > 1) chunks_.push_back(req);
+  }
+  running_.resize(kept);
+  const bool exact = any_window_ || config_.admission != Admission::learned ||
+                     config_.batching == Batching::static_batch;
+  for (GroupId g = 0; g < num_groups_; ++g) {
+    const auto i = static_cast<size_t>(g);
+    ledger_.promised[i] = 0;
+    for (const Req* req : chunks_) {
+      ledger_.promised[i] += std::max<int64_t>(
+          0, most_blocks(g, req->known_ahead) - static_cast<int64_t>(req->tables[i].size()));
+    }
+    ledger_.reserve[i] =
+        static_cast<double>(growth) * ratio_.value() / config_.kv_groups[i].block_size;
+    if (!exact || waiting_.empty()) continue;
+    ledger_.reserve[i] = 0;
+    for (const Req* req : running_) ledger_.reserve[i] += expected_growth(*req, g);
+  }
+}
+
+// 1. Every running req that can decode gets its one token.
+void Scheduler::plan_decodes() {
+  make_room_for_decodes();
+  for (Req* const req : running_) {
+    if (req == nullptr || req->known_ahead - req->computed != 1 ||
+        req->known_ahead >= req->length_limit + planted(Bug::length_late))
+      continue;
+    if (req->tail_room == 0 || num_groups_ > 1) {
+      bool enough = true;
+      for (GroupId g = 0; g < num_groups_; ++g) {
+        const auto have = static_cast<int64_t>(req->tables[static_cast<size_t>(g)].size());
+        enough = enough && blocks_for(g, req->computed + 1) - have <=
+                               pools_[static_cast<size_t>(g)].num_available();
+      }
+      if (!enough) {  // sits this step out: blocks are draining or about to be freed
+        ++stats_.num_sat_out;
+        continue;
+      }
+      grow_tables(*req, req->computed + 1);
+      set_tail(*req);
+    }
+    write_decode_row(*req);
+  }
+  stats_.num_decode_rows = at_.rows;
+  refresh_available();
+}
+
+void Scheduler::write_decode_row(Req& req) {
+  const int32_t row = at_.rows++;
+  const int32_t token = at_.tokens++;
+  at_.row_seat[row] = req.seat;
+  at_.row_indptr[row + 1] = at_.tokens;
+  at_.row_kv_len[row] = req.computed + 1 - planted(Bug::wrong_kv_len);
+  at_.token_ids[token] = req.last_token - (planted(Bug::wrong_seat_ref) && req.last_token < 0);
+  at_.positions[token] = req.computed;
+  at_.slots[token] =
+      (req.tail_block + 1) * block_size_ - req.tail_room + planted(Bug::slot_off_by_one);
+  for (GroupId g = 1; g < num_groups_; ++g) {
+    const int32_t size = config_.kv_groups[static_cast<size_t>(g)].block_size;
+    at_.slots[g * config_.max_num_batched_tokens + token] =
+        req.tables[static_cast<size_t>(g)][static_cast<size_t>(req.computed / size)] * size +
+        req.computed % size;
+  }
+  --req.tail_room;
+  ++req.computed;
+  ++req.decode_steps;
+  ++req.rows_in_flight;
+  req.last_step = next_batch_;
+  step_->rows.push_back({&req, req.epoch, req.computed, at_.outs, 1, 0, true, false});
+  if (req.plain) {
+    const int32_t o = at_.outs++;
+    at_.out_token[o] = token;
+    at_.out_seat[o] = req.seat;
+    at_.out_kind[o] = static_cast<int32_t>(OutKind::sample);
+    at_.out_target[o] = -1;
+    at_.out_position[o] = req.computed;
+    ++at_.sampled;
+    ++req.known_ahead;
+    req.last_token = -1 - req.seat;
+  } else {
+    write_outputs(req, token, 1);
+  }
+  if (any_window_) release_window(req);
+  --ledger_.tokens;
+  --ledger_.rows;
+}
+
+// The output rows of a row that has just been written: scores of prompt tokens, then the sampled
+// token or the pooled row.
+void Scheduler::write_outputs(Req& req, int32_t first_token, int32_t num_tokens) {
+  RowRecord& record = step_->rows.back();
+  record.out_begin = at_.outs;
+  record.samples = record.pools = false;
+  record.first_score = std::max(req.next_score, req.computed - num_tokens + 1);
+  const auto put = [&](int32_t position, OutKind kind, Token target) {
+    const int32_t o = at_.outs++;
+    at_.out_token[o] = first_token + num_tokens - (req.computed - position) - 1;
+    at_.out_seat[o] = req.seat;
+    at_.out_kind[o] = static_cast<int32_t>(kind);
+    at_.out_target[o] = target;
+    at_.out_position[o] = position;
+  };
+  // The hidden row at position p - 1 tells the token at p.
+  while (req.next_score <= req.computed && req.next_score < req.prompt_len) {
+    const int32_t position = req.next_score++;
+    if (position > req.computed - num_tokens)
+      put(position, OutKind::score, req.tokens[static_cast<size_t>(position)]);
+  }
+  if (req.computed == req.known_ahead) {
+    put(req.computed, req.pool ? OutKind::pool : OutKind::sample, -1);
+    record.pools = req.pool;
+    record.samples = !req.pool;
+    if (!req.pool) {
+      ++at_.sampled;
+      ++req.known_ahead;
+      req.last_token = -1 - req.seat;
+    }
+  }
+  record.num_outs = at_.outs - record.out_begin;
+}
+
+// How many of `wanted` tokens of a prompt under way the blocks at hand allow.
+int32_t Scheduler::chunk_that_fits(const Req& req, int32_t wanted) const {
+  for (GroupId g = 0; g < num_groups_; ++g) {
+    const int64_t size = config_.kv_groups[static_cast<size_t>(g)].block_size;
+    const int64_t blocks = static_cast<int64_t>(req.tables[static_cast<size_t>(g)].size()) +
+                           pools_[static_cast<size_t>(g)].num_available();
+    wanted = static_cast<int32_t>(std::min<int64_t>(wanted, blocks * size - req.computed));
+  }
+  return wanted;
+}
+
+// 2. The prompts under way, first come first.
+void Scheduler::plan_chunks() {
+  for (Req* const req : chunks_) {
+    if (req->state != ReqState::running || req->last_step == next_batch_) continue;
+    int32_t wanted = std::min(req->known_ahead - req->computed, ledger_.tokens);
+    if (config_.long_prefill_token_threshold > 0)
+      wanted = std::min(wanted, config_.long_prefill_token_threshold);
+    const int32_t n = wanted > 0 && ledger_.rows > 0 ? chunk_that_fits(*req, wanted) : 0;
+    if (n <= 0) {
+      ++stats_.num_sat_out;
+      continue;
+    }
+    grow_tables(*req, req->computed + n);
+    write_chunk_row(*req, n);
+  }
+  refresh_available();
+}
+
+void Scheduler::write_chunk_row(Req& req, int32_t num_tokens) {
+  const int32_t row = at_.rows++;
+  const int32_t first = at_.tokens;
+  const int32_t begin = req.computed;
+  at_.tokens += num_tokens;
+  at_.row_seat[row] = req.seat;
+  at_.row_indptr[row + 1] = at_.tokens;
+  at_.row_kv_len[row] = begin + num_tokens;
+  for (int32_t i = 0; i < num_tokens; ++i) at_.positions[first + i] = begin + i;
+  const int32_t known = req.known();
+  for (int32_t i = 0; i < num_tokens; ++i) {
+    at_.token_ids[first + i] =
+        begin + i < known ? req.tokens[static_cast<size_t>(begin + i)] : -1 - req.seat;
+  }
+  for (GroupId g = 0; g < num_groups_; ++g) {
+    const int32_t size = config_.kv_groups[static_cast<size_t>(g)].block_size;
+    const auto& table = req.tables[static_cast<size_t>(g)];
+    int32_t* slots = at_.slots + g * config_.max_num_batched_tokens + first;
+    for (int32_t i = 0; i < num_tokens;) {
+      const int32_t position = begin + i;
+      const int32_t base = table[static_cast<size_t>(position / size)] * size;
+      for (int32_t in = position % size; in < size && i < num_tokens; ++in, ++i)
+        *slots++ = base + in;
+    }
+  }
+  const int32_t again = std::clamp(req.highest_computed - begin, 0, num_tokens);
+  req.account.tokens_computed_twice += again;
+  stats_.recomputed_tokens += again;
+  req.account.prefill_tokens += num_tokens;
+  ++req.account.prefill_steps;
+  req.computed += num_tokens;
+  ++req.rows_in_flight;
+  req.last_step = next_batch_;
+  step_->rows.push_back({&req, req.epoch, req.computed, at_.outs, 0, 0, false, false});
+  write_outputs(req, first, num_tokens);
+  // The tokens of these blocks are known, so others may share them from this step on.
+  publish(req, std::min(req.computed, known), next_batch_);
+  set_tail(req);
+  if (any_window_) release_window(req);
+  ledger_.tokens -= num_tokens;
+  --ledger_.rows;
+  ++stats_.num_prefill_rows;
+}
+
+bool Scheduler::finish_step() {
+  if (at_.rows == 0 && at_.transfers == 0) {
+    // Nothing to launch. Table changes that were due stay due.
+    late_changes_.assign(at_.changes, at_.changes + at_.table_changes);
+    if (num_running_ == 0 && steps_in_flight() == 0) ratio_.reset();
+    return false;
+  }
+  if (stats_.num_preempted == 0) ratio_.decay();
+  step_->num_outs = at_.outs;
+  step_->num_sampled = at_.sampled;
+  BatchHeader& header = out_.header();
+  header = BatchHeader{};
+  header.version = kBatchVersion;
+  header.batch_id = next_batch_;
+  header.num_reqs = header.num_rows = at_.rows;
+  header.num_tokens = at_.tokens;
+  header.num_decode_rows = stats_.num_decode_rows;
+  header.num_outs = at_.outs;
+  header.num_sampled_rows = at_.sampled;
+  const auto use = [&](Section s, int32_t count) {
+    const int32_t begin = layout_.offset(s);
+    header.sections[static_cast<size_t>(s)] = {begin, count};
+    if (count > 0) header.used_bytes = begin + count * BatchLayout::element_bytes(s);
+  };
+  header.used_bytes = static_cast<int32_t>(kHeaderBytes);
+  for (const Section s : {Section::row_seat, Section::row_kv_len}) use(s, at_.rows);
+  use(Section::row_indptr, at_.rows + 1);
+  for (const Section s : {Section::out_token, Section::out_seat, Section::out_kind,
+                          Section::out_target, Section::out_position}) {
+    use(s, at_.outs);
+  }
+  use(Section::token_ids, at_.tokens);
+  use(Section::positions, at_.tokens);
+  use(Section::slots, (num_groups_ - 1) * config_.max_num_batched_tokens + at_.tokens);
+  use(Section::work_indptr, 0);
+  use(Section::work, 0);
+  use(Section::table_changes, at_.table_changes);
+  use(Section::seat_changes, at_.seat_changes);
+  use(Section::seat_data, at_.seat_words);
+  use(Section::transfers, at_.transfers);
+  use(Section::adapter_ids, 0);
+  use(Section::draft_tokens, 0);
+
+  stats_.batch_id = next_batch_;
+  stats_.time = now_;
+  stats_.num_running = num_running_;
+  stats_.num_waiting = waiting_.size();
+  stats_.num_tokens = at_.tokens;
+  stats_.num_sampled_rows = at_.sampled;
+  stats_.new_token_ratio = static_cast<float>(ratio_.value());
+  stats_.num_groups = num_groups_;
+  for (GroupId g = 0; g < num_groups_; ++g)
+    stats_.blocks[g] = pools_[static_cast<size_t>(g)].counts();
+  ++next_batch_;
+  return true;
+}
+
+}  // namespace stoker

@@ -1,0 +1,111 @@
+// The step: the four decisions in their order, and the way back.
+#include "sched/scheduler.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+
+namespace stoker {
+namespace {
+
+BatchLimits limits_of(const SchedulerConfig& config) {
+  BatchLimits limits;
+  limits.max_num_seqs = config.max_num_seqs;
+  limits.max_num_batched_tokens = config.max_num_batched_tokens;
+  limits.num_kv_groups = static_cast<int32_t>(config.kv_groups.size());
+  limits.min_block_size = config.kv_groups[0].block_size;
+  for (const KVGroup& group : config.kv_groups) {
+    limits.min_block_size = std::min(limits.min_block_size, group.block_size);
+  }
+  limits.max_blocks_per_req =
+      (config.max_model_len + limits.min_block_size - 1) / limits.min_block_size;
+  limits.max_attention_work = config.max_attention_work;
+  limits.num_attention_workers = config.num_attention_workers;
+  limits.max_seat_words = 2 * config.max_model_len + kMaxSeatExtraWords;
+  return limits;
+}
+
+}  // namespace
+
+Scheduler::Scheduler(SchedulerConfig config)
+    : config_(validated(std::move(config))),
+      limits_(limits_of(config_)),
+      layout_(limits_),
+      num_groups_(limits_.num_kv_groups),
+      block_size_(config_.kv_groups[0].block_size),
+      ratio_(config_.schedule_conservativeness) {
+  pools_.reserve(config_.kv_groups.size());
+  for (const KVGroup& group : config_.kv_groups) {
+    pools_.emplace_back(group.num_blocks);
+    windows_.push_back(group.kind == KVKind::window
+                           ? std::max(1, (group.window - 2 + group.block_size) / group.block_size)
+                           : 0);
+  }
+  any_window_ = std::any_of(windows_.begin(), windows_.end(), [](int32_t w) { return w > 0; });
+  scratch_blocks_.resize(config_.kv_groups.size());
+  if (config_.enable_prefix_caching) {
+    prefix_ = std::make_unique<PrefixCache>(pools_, block_size_, windows_);
+  }
+  for (Seat seat = config_.max_num_seqs; seat >= 1; --seat) free_seats_.push_back(seat);
+  running_.reserve(static_cast<size_t>(config_.max_num_seqs) + 1);
+  chunks_.reserve(running_.capacity());
+  for (StepRecord& step : steps_) step.rows.reserve(running_.capacity());
+}
+
+bool Scheduler::schedule(TimeNs now, const BatchBuffer& out) {
+  begin_step(now, out);
+  do {
+    if (config_.batching == Batching::prefill_first) {
+      plan_chunks();    // 2. prefill steps and decode steps apart, prefill first
+      admit_waiting();  // 3.
+      if (at_.rows == 0) plan_decodes();
+    } else {
+      plan_decodes();   // 1. what must go on, and 4. who steps aside if KV runs out
+      plan_chunks();    // 2. what fits besides: the prompts under way,
+      admit_waiting();  // 3. and as many new ones as may enter
+    }
+  } while (at_.rows == 0 && unstick());  // an idle device with work to do always moves
+  return finish_step();
+}
+
+const StepEvents& Scheduler::take_events() {
+  std::swap(events_, told_);
+  events_.clear();
+  ++events_taken_;
+  bury();
+  return told_;
+}
+
+ReqPtr Scheduler::req(ReqId id) const {
+  return id >= 0 && static_cast<size_t>(id) < reqs_.size() ? reqs_[static_cast<size_t>(id)]
+                                                           : nullptr;
+}
+
+ReqPtr Scheduler::find(std::string_view rid) const {
+  const auto it = by_rid_.find(std::string(rid));
+  return it == by_rid_.end() ? nullptr : req(it->second->id);
+}
+
+std::vector<ReqPtr> Scheduler::children(std::string_view rid) const {
+  const auto it = children_.find(std::string(rid));
+  return it == children_.end() ? std::vector<ReqPtr>{} : it->second;
+}
+
+void Scheduler::reqs_of(BatchId batch_id, std::vector<ReqPtr>& out) const {
+  out.clear();
+  const StepRecord& step = steps_[static_cast<size_t>(batch_id) % steps_.size()];
+  if (step.batch_id != batch_id) return;
+  for (const RowRecord& row : step.rows) out.push_back(req(row.req->id));
+}
+
+WaitReason Scheduler::explain(const Req& req) const {
+  if (req.state == ReqState::running || req.state == ReqState::finished) return {};
+  if (req.wait.step == next_batch_ - 1 || req.wait.step == next_batch_) return req.wait;
+  return {.code = WaitCode::queued};
+}
+
+BlockCounts Scheduler::block_counts(GroupId group) const {
+  return pools_[static_cast<size_t>(group)].counts();
+}
+
+}  // namespace stoker

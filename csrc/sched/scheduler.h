@@ -1,0 +1,272 @@
+// The scheduler: add(), schedule(), commit(). Decisions only: time comes in, plans go out, no
+// clock, thread or tensor.
+//
+// The contract with whoever runs the steps (Executor), in the order of a step's life:
+//
+// - schedule(now, buffer) writes one step into `buffer` and returns true, or returns false: nothing
+// to launch. At most overlap_depth + 1 steps may be scheduled and not committed. commit() takes
+// them strictly in
+//   the order of schedule(). Executors run steps strictly in that order too.
+// - Seats. A req that is admitted gets a seat in 1..max_num_seqs and, in the same batch as its
+// first row, one SeatChange
+//   with its sampling parameters, plus one TableChange for each block it holds. The seat stays
+//   until the req ends or is preempted. Re-admission gives a new seat and a new SeatChange. A seat
+//   is given to another req only after every step that has a row on it was committed; so a
+//   SeatChange or TableChange never touches a seat that a step in flight reads. seat_data of a
+//   SeatChange, from data_begin: num_bias token ids, num_bias floats (their bits), num_stop token
+//   ids (EOS ids that count for it included), num_context tokens: everything known of the req,
+//   prompt then outputs, and only where kSeatPenalties is set. SeatChange.prompt_len tells where
+//   the prompt ends in it.
+// - Table changes hold for this step and later ones: block_table[group][seat][index] = block. They
+// are the only way the
+//   table changes; a row on a fresh seat reads only entries that were sent since its SeatChange.
+//   They may also replace a block by another one with the same content (a duplicate of a cached
+//   block is given back). Block 0 stands for positions that a window has left behind.
+// - Rows. Decode rows come first, one token each. Row r's query tokens are positions row_kv_len[r]
+// - n .. row_kv_len[r] - 1,
+//   their KV goes to `slots`, and it attends to positions 0 .. row_kv_len[r] - 1 of its own table.
+//   A row may read blocks that another row of the same batch writes (a shared prompt prefix): write
+//   all KV of a layer before attending.
+// - Tokens. token_ids[i] = -1 - seat means "the last token sampled on that seat": it stands where
+// the token was sampled by
+//   a step that was not committed when this one was scheduled. All other tokens are given as they
+//   are, so last_token[seat] needs no other care: the sampler writes it at every sample row.
+// - Output rows. `sample` rows sample the token at out_position (= row_kv_len of their row);
+// `score` rows want the logprob of out_target at
+//   out_position given the hidden row before it; `pool` rows want the hidden row itself.
+// - A req's row that was launched before its end was known (EOS one step late, abort, error) still
+// runs; its result is thrown away.
+//   An end by length is known in time and has no such row.
+// - Blocks. A block that a step in flight may read or write is not handed out again before that
+// step was committed: it is `draining`
+//   in between. The same holds for both ends of a Transfer until its ticket comes back in
+//   StepResult::finished_transfers.
+// - A StepResult with status failed ends the reqs that have a row in that step with an error. Reqs
+// that are only in later steps go on; those of them
+//   that read blocks of the failed step are retracted, and their rows in flight are discarded.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "base/ids.h"
+#include "sched/admission.h"
+#include "sched/block_pool.h"
+#include "sched/config.h"
+#include "sched/prefix_cache.h"
+#include "sched/req.h"
+#include "sched/schedule_batch.h"
+#include "sched/step_events.h"
+#include "sched/step_result.h"
+#include "sched/waiting_queue.h"
+
+namespace stoker {
+
+// Not thread-safe: one thread at a time (the loop's).
+class Scheduler {
+ public:
+  explicit Scheduler(SchedulerConfig config);
+  Scheduler(const Scheduler&) = delete;
+  Scheduler& operator=(const Scheduler&) = delete;
+
+  const SchedulerConfig& config() const {
+    return config_;
+  }  // as validated: every default filled in
+  // What bounds a step; makes the BatchLayout of every buffer given to schedule().
+  const BatchLimits& limits() const { return limits_; }
+  const BatchLayout& layout() const { return layout_; }
+
+  // Takes a req into the waiting queue. Throws InvalidArgument, and takes nothing, for what can
+  // never run: an empty prompt, one over max_model_len, a token outside the vocabulary, more blocks
+  // than the pool has, a rid in use, a full queue. With n > 1 the children `rid/0` .. `rid/n-1` are
+  // what runs and what events name; children(rid) lists them.
+  void add(const ReqPtr& req, TimeNs now = 0);
+  // Ends a req (or all children of one with n > 1), in any state. False: no such req (any more).
+  // The end is in the next StepEvents.
+  bool abort(std::string_view rid, TimeNs now = 0);
+
+  // Decides the next step and writes it. False: there is nothing to launch.
+  bool schedule(TimeNs now, const BatchBuffer& out);
+  // Takes back the oldest step in flight. The events stay valid until the next call of commit() or
+  // take_events().
+  const StepEvents& commit(const StepResult& result, TimeNs now = 0);
+  // In short: one token for each sampled row, all ok.
+  const StepEvents& commit(BatchId batch_id, std::span<const Token> tokens, TimeNs now = 0);
+  // News that no commit() has told yet (aborts and refusals while nothing is in flight).
+  const StepEvents& take_events();
+
+  bool has_unfinished() const { return num_running_ > 0 || !waiting_.empty(); }
+  int32_t num_waiting() const { return waiting_.size(); }
+  int32_t num_running() const { return num_running_; }
+  int32_t steps_in_flight() const { return static_cast<int32_t>(next_batch_ - 1 - committed_); }
+  bool fatal() const { return fatal_; }  // the device was lost: nothing is scheduled any more
+  std::vector<ReqPtr> children(std::string_view rid) const;
+  // The req of a handle; null when the handle is free.
+  ReqPtr req(ReqId id) const;
+  ReqPtr find(std::string_view rid) const;
+  // The reqs with a row in a step in flight, in row order.
+  void reqs_of(BatchId batch_id, std::vector<ReqPtr>& out) const;
+  // Why a req is not running (code, numbers); code none when it is.
+  WaitReason explain(const Req& req) const;
+  // The newest step's line of the trace, complete once schedule() has returned.
+  const StepStats& last_stats() const { return stats_; }
+  BlockCounts block_counts(GroupId group = 0) const;
+  double new_token_ratio() const { return ratio_.value(); }
+
+  // Throws InternalError if a block, seat or count is lost or in two hands; names the owner.
+  // O(everything); for tests and idle moments.
+  void check_integrity() const;
+
+ private:
+  struct RowRecord {
+    Req* req;
+    int32_t epoch;
+    int32_t kv_end;     // tokens whose KV is written when the row has run
+    int32_t out_begin;  // output rows: scores, then at most one sampled or pooled row
+    int32_t num_outs;
+    int32_t first_score;  // prompt position of the first score row
+    bool samples, pools;
+  };
+  // A step in flight.
+  struct StepRecord {
+    BatchId batch_id = 0;
+    int32_t num_outs = 0, num_sampled = 0;
+    std::vector<RowRecord> rows;
+    std::vector<EntryId> published;  // withdrawn if the step fails
+  };
+  struct Ended {  // kept until no step in flight names it and its end was told
+    ReqPtr req;
+    BatchId after_step;
+    int64_t after_events;
+  };
+  struct ResultView;
+
+  // schedule(): the decisions in order (scheduler.cpp, rows.cpp, admit.cpp, preemption.cpp).
+  void begin_step(TimeNs now, const BatchBuffer& out);
+  void plan_decodes();
+  void plan_chunks();
+  void admit_waiting();
+  bool unstick();
+  bool finish_step();
+
+  void make_room_for_decodes();
+  void survey_running();
+  void write_decode_row(Req& req);
+  void write_chunk_row(Req& req, int32_t num_tokens);
+  void write_outputs(Req& req, int32_t first_token, int32_t num_tokens);
+  int32_t chunk_that_fits(const Req& req, int32_t wanted) const;
+  Verdict consider(Req& req);
+  double expected_growth(const Req& req, GroupId group) const;
+  int32_t match_window(GroupId group) const { return windows_[static_cast<size_t>(group)]; }
+  void admit(Req& req, const Admit& admit);
+  void refresh_available();
+
+  // preemption.cpp
+  Req* choose_victim() const;
+  void retract(Req& req);
+
+  // placement.cpp: seats, tables, publication.
+  void take_seat(Req& req);
+  void leave_seat(Req& req);
+  void grow_tables(Req& req, int32_t num_tokens);
+  void release_window(Req& req);
+  void release_blocks(Req& req);
+  void set_tail(Req& req);
+  BlockId take_block(GroupId group, ReqId owner);
+  void change_table(GroupId group, Seat seat, int32_t index, BlockId block);
+  void publish(Req& req, int32_t num_tokens, BatchId pending);
+  bool merge_duplicate(Req& req, int32_t index, EntryId entry);
+
+  // commit.cpp
+  const StepEvents& take_back(const ResultView& result, TimeNs now);
+  void commit_rows(StepRecord& step, const ResultView& result);
+  void commit_row(StepRecord& step, const RowRecord& row, const ResultView& result,
+                  int32_t sampled);
+  void check_result(const StepRecord& step, const ResultView& result) const;
+  FinishReason end_of(Req& req, Token token) const;
+  void withdraw(BatchId failed);
+  void append_tokens(Req& req, std::span<const Token> tokens, int32_t kv_end, int32_t out_row);
+  void fail_step(StepRecord& step, const std::string& why, bool fatal);
+  void finish(Req& req, FinishReason reason, std::string why = {});
+  void tell(Req& req, std::span<const Token> tokens, int32_t out_row);
+  void bury();
+
+  // requests.cpp
+  void enroll(const ReqPtr& req, TimeNs now);
+  void check_request(const Req& req) const;
+  void enqueue(Req& req);
+  QueueKey key_of(const Req& req) const;
+  int64_t blocks_for(GroupId group, int64_t tokens) const;
+  int64_t most_blocks(GroupId group, int64_t tokens) const;
+
+  SchedulerConfig config_;
+  BatchLimits limits_;
+  BatchLayout layout_;
+  int32_t num_groups_;
+  int32_t block_size_;  // of group 0
+  std::vector<BlockPool> pools_;
+  std::unique_ptr<PrefixCache> prefix_;  // null: prefix caching is off
+  std::vector<int32_t> windows_;  // in blocks: what a prefix match needs of each group; 0: all
+  bool any_window_ = false;
+  NewTokenRatio ratio_;
+
+  std::vector<ReqPtr> reqs_;  // by ReqId
+  std::vector<ReqId> free_ids_;
+  std::unordered_map<std::string, Req*> by_rid_;
+  std::unordered_map<std::string, std::vector<ReqPtr>> children_;  // of reqs with n > 1
+  WaitingQueue waiting_;
+  std::vector<Req*>
+      running_;  // in the order of admission; null where one has left since the last step
+  int32_t num_running_ = 0;
+  std::vector<Seat> free_seats_;
+  std::array<std::vector<Seat>, kMaxOverlapDepth + 1> draining_seats_;
+  int32_t num_draining_seats_ = 0;
+  int64_t next_seq_ = 0;
+
+  std::array<StepRecord, kMaxOverlapDepth + 1> steps_;  // by batch id
+  BatchId next_batch_ = 1, committed_ = 0;
+  std::vector<Ended> ended_;
+  std::vector<TableChange> late_changes_;  // made outside schedule(); go out with the next step
+  bool low_water_ = false;                 // admission is on hold after a preemption
+  bool batch_open_ = false;                // static batching: the batch is still being filled
+  bool fatal_ = false;
+
+  // The step that is being planned.
+  TimeNs now_ = 0;
+  Ledger ledger_;
+  StepRecord* step_ = nullptr;
+  BatchBuffer out_;
+  std::vector<Req*> chunks_;
+  std::vector<BlockId> scratch_blocks_;
+  PrefixCache::Match match_;
+  struct Cursor {
+    int32_t rows = 0, tokens = 0, outs = 0, sampled = 0, table_changes = 0, seat_changes = 0,
+            seat_words = 0, transfers = 0;
+    int32_t* row_seat;
+    int32_t* row_indptr;
+    int32_t* row_kv_len;
+    int32_t* out_token;
+    int32_t* out_seat;
+    int32_t* out_kind;
+    int32_t* out_target;
+    int32_t* out_position;
+    Token* token_ids;
+    int32_t* positions;
+    int32_t* slots;
+    TableChange* changes;
+    SeatChange* seats;
+    int32_t* seat_data;
+  } at_;
+
+  StepEvents events_, told_;
+  int64_t events_taken_ = 0;
+  StepStats stats_;
+};
+
+}  // namespace stoker
