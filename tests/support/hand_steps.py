@@ -20,19 +20,12 @@ class HandLayout:
     """Every section with the same room, one after another."""
 
     def __init__(self, room: int = 1024) -> None:
-        self.room = room
-        self.offsets = {}
-        at = HEADER_BYTES
+        self.sections: dict[str, tuple[int, int, int]] = {}
+        self.nbytes = HEADER_BYTES
         for name in SECTIONS:
-            self.offsets[name] = at
-            at += 4 * room * _WORDS.get(name, 1)
-        self.bytes = at
-
-    def offset(self, section: str) -> int:
-        return self.offsets[section]
-
-    def capacity(self, section: str) -> int:
-        return self.room
+            size = 4 * _WORDS.get(name, 1)
+            self.sections[name] = (self.nbytes, room, size)
+            self.nbytes += size * room
 
 
 @dataclass
@@ -75,7 +68,7 @@ class HandScheduler:
         self.write(step, self.memories[index])
         self.runner.launch(index)
         result = SimpleNamespace(
-            status=0, message="", row_status=None, scores=None, logprobs=None, token_ids=None
+            status="ok", message="", row_status=None, scores=None, logprobs=None, token_ids=None
         )
         self.runner.collect(result)
         return result
@@ -85,7 +78,7 @@ class HandScheduler:
 
         def put(name: str, values: Any, dtype: Any = np.int32) -> None:
             data = np.asarray(values, dtype=dtype)
-            begin = self.layout.offset(name)
+            begin = self.layout.sections[name][0]
             memory[begin : begin + data.nbytes] = data.view(np.uint8).reshape(-1)
             used[name] = len(data)
 
@@ -134,5 +127,5 @@ class HandScheduler:
         sampled = sum(out[2] == 0 for out in outs)
         header[4:12] = (len(step.rows), len(tokens), len(step.rows), decodes, len(outs), sampled, 0, 0)
         for i, name in enumerate(SECTIONS):
-            header[HEADER_WORDS + 2 * i] = self.layout.offset(name)
+            header[HEADER_WORDS + 2 * i] = self.layout.sections[name][0]
             header[HEADER_WORDS + 2 * i + 1] = used.get(name, 0)

@@ -13,7 +13,7 @@ import torch
 from stoker.engine.forward import CpuForward
 from stoker.engine.seats import CpuSeats
 from stoker.engine.step_buffer import Layout, StepBuffer, TensorViews
-from stoker.engine.step_output import FAILED, StepOutput
+from stoker.engine.step_output import StepOutput
 from stoker.engine.transfers import Transfers
 
 _ALIGNMENT = 64
@@ -37,8 +37,8 @@ class ModelRunner:
         self._finished: deque[StepOutput] = deque()
 
     def buffers(self, layout: Layout, count: int) -> list[npt.NDArray[np.uint8]]:
-        """`count` zeroed buffers of layout.bytes at a multiple of 64 bytes, with views made of each."""
-        memories = [_aligned(layout.bytes) for _ in range(count)]
+        """`count` zeroed buffers of layout.nbytes at a multiple of 64 bytes, with views made of each."""
+        memories = [_aligned(layout.nbytes) for _ in range(count)]
         buffers = [StepBuffer(memory, layout, self._seats.num_groups) for memory in memories]
         self._ring = [(buffer, TensorViews(buffer)) for buffer in buffers]
         return memories
@@ -57,7 +57,7 @@ class ModelRunner:
                 if header.num_tokens:
                     self._forward.run(header, buffer, views, output)
         except Exception as error:  # whatever a step can suffer ends that step only
-            output.status = FAILED
+            output.status = "failed"
             output.message = f"{type(error).__name__}: {error}"
         output.device_time_ns = time.perf_counter_ns() - began
         self._finished.append(output)
@@ -76,7 +76,7 @@ def fill_result(result: Any, output: StepOutput) -> None:
     result.batch_id = output.batch_id
     result.device_time = output.device_time_ns
     result.finished_transfers = output.finished_transfers
-    if output.status:
+    if output.status != "ok":
         result.status = output.status
         result.message = output.message
         return

@@ -54,12 +54,13 @@ TRANSFER = np.dtype(
 
 
 class Layout(Protocol):
-    """`_core`'s BatchLayout as far as it is used here."""
+    """`_core.sched.BatchLayout` as far as it is used here."""
 
     @property
-    def bytes(self) -> int: ...
-    def offset(self, section: str) -> int: ...
-    def capacity(self, section: str) -> int: ...
+    def nbytes(self) -> int: ...
+    @property
+    def sections(self) -> dict[str, tuple[int, int, int]]:
+        """name -> (byte offset, capacity in elements, bytes an element)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ _COUNT = {name: HEADER_WORDS + 2 * i + 1 for i, name in enumerate(SECTIONS)}
 
 
 class StepBuffer:
-    """One entry of the ring. `memory` is uint8 [layout.bytes], owned by the runner; the scheduler writes
+    """One entry of the ring. `memory` is uint8 [layout.nbytes], owned by the runner; the scheduler writes
     into it.
     """
 
@@ -92,9 +93,9 @@ class StepBuffer:
         self._header = memory[:HEADER_BYTES].view(np.int32)
         self._batch_id = memory[8:16].view(np.int64)
 
-        def ints(name: str, words: int = 1) -> npt.NDArray[np.int32]:
-            begin, count = layout.offset(name), layout.capacity(name)
-            return memory[begin : begin + 4 * words * count].view(np.int32)
+        def ints(name: str) -> npt.NDArray[np.int32]:
+            begin, count, size = layout.sections[name]
+            return memory[begin : begin + size * count].view(np.int32)
 
         self.row_seat = ints("row_seat")
         self.row_indptr = ints("row_indptr")
@@ -107,10 +108,10 @@ class StepBuffer:
         self.token_ids = ints("token_ids")
         self.positions = ints("positions")
         self.slots = ints("slots").reshape(num_groups, -1)
-        self.table_changes = ints("table_changes", 4).reshape(-1, 4)
-        self.seat_changes = ints("seat_changes", 20).reshape(-1, 20)
+        self.table_changes = ints("table_changes").reshape(-1, 4)
+        self.seat_changes = ints("seat_changes").reshape(-1, 20)
         self.seat_data = ints("seat_data")
-        self.transfers = ints("transfers", 10).view(TRANSFER)
+        self.transfers = ints("transfers").view(TRANSFER)
 
     def header(self) -> StepHeader:
         """What the scheduler wrote for this step."""

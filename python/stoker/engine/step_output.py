@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,7 @@ import numpy.typing as npt
 IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
 
-OK, FAILED, FATAL = 0, 1, 2
+Status = Literal["ok", "failed", "fatal"]
 
 
 @dataclass(slots=True)
@@ -31,7 +32,7 @@ class StepOutput:
     """
 
     batch_id: int
-    status: int = OK
+    status: Status = "ok"
     message: str = ""
     device_time_ns: int = 0
     tokens: IntArray | None = None
