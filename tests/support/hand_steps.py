@@ -61,8 +61,8 @@ class HandScheduler:
         self.tables: dict[int, dict[int, int]] = {}
         self.count = 0
 
-    def run(self, step: Step) -> SimpleNamespace:
-        """Launches and collects one step."""
+    def run(self, step: Step, fails: bool = False) -> SimpleNamespace:
+        """Launches and collects one step, which must (not) fail."""
         index = self.count % len(self.memories)
         self.count += 1
         self.write(step, self.memories[index])
@@ -71,6 +71,7 @@ class HandScheduler:
             status="ok", message="", row_status=None, scores=None, logprobs=None, token_ids=None
         )
         self.runner.collect(result)
+        assert (result.status == "ok") != fails, result.message
         return result
 
     def write(self, step: Step, memory: np.ndarray) -> None:

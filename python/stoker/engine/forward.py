@@ -110,17 +110,20 @@ class CpuForward:
         is not -1.
         """
         _, seats, positions = views.outs(begin, begin + len(wanted))
-        buffers = self._logprob_room(int(wanted.max()))
+        buffers = self._logprob_room(int(wanted.max()), len(wanted))
         sample(sampled, logits, self.seats.sampling, seats, positions, logprobs=buffers)
         tokens = sampled.numpy().copy()
         return tokens, None if buffers is None else _gathered(buffers, tokens, wanted)
 
-    def _logprob_room(self, best: int) -> LogprobBuffers | None:
+    def _logprob_room(self, best: int, rows: int) -> LogprobBuffers | None:
         if best < 0:
             return None
-        if self._logprobs is None or self._logprobs.top_ids.shape[1] < best:
-            self._logprobs = LogprobBuffers.allocate(self._max_rows, best)
-        return self._logprobs
+        room = self._logprobs
+        if room is None or room.top_ids.shape[1] < best:
+            room = self._logprobs = LogprobBuffers.allocate(self._max_rows, best)
+        return LogprobBuffers(
+            room.sampled[:rows], room.rank[:rows], room.top_ids[:rows], room.top_logprobs[:rows]
+        )
 
     def _mixed_kinds(
         self,
