@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 from stoker.cli import COMMANDS, main
 from stoker.cli.options import engine_options, sampling_options
 

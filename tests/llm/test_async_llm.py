@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+
 from stoker import AsyncLLM, RequestOutput, SamplingParams
 from stoker.text import Tokenizer
-
-from .fake_engine import FakeEngine
+from support.fake_engine import FakeEngine
 
 LONG = SamplingParams(max_tokens=40)
 ENDLESS = SamplingParams(max_tokens=None, ignore_eos=True)

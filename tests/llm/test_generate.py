@@ -8,11 +8,11 @@ from unittest import mock
 
 import numpy as np
 import pytest
+
 from stoker import LLM, SamplingParams
 from stoker.outputs import CompletionOutput
 from stoker.text import Tokenizer
-
-from .fake_engine import FakeEngine
+from support.fake_engine import FakeEngine
 
 LONG = SamplingParams(max_tokens=40)
 
