@@ -141,4 +141,23 @@ cudaError_t copy_blocks(const CopyBlocksParams& p, const LaunchOptions& how) {
   return wide ? launch(copy_kernel<uint4>, where, p) : launch(copy_kernel<uint8_t>, where, p);
 }
 
+cudaError_t swap_blocks(const CopyBlocksParams& p, const LaunchOptions& how) {
+  const bool dense =
+      p.source_stride_bytes == p.block_bytes && p.destination_stride_bytes == p.block_bytes;
+  for (int64_t i = 0; i < p.count;) {
+    const int64_t source = p.pairs[2 * i], destination = p.pairs[2 * i + 1];
+    int64_t run = 1;
+    while (dense && i + run < p.count && p.pairs[2 * (i + run)] == source + run &&
+           p.pairs[2 * (i + run) + 1] == destination + run)
+      ++run;
+    const cudaError_t status = cudaMemcpyAsync(
+        static_cast<char*>(p.destination) + destination * p.destination_stride_bytes,
+        static_cast<const char*>(p.source) + source * p.source_stride_bytes,
+        size_t(run * p.block_bytes), cudaMemcpyDefault, how.stream);
+    if (status != cudaSuccess) return status;
+    i += run;
+  }
+  return cudaSuccess;
+}
+
 }  // namespace stoker::cuda

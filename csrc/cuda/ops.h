@@ -98,6 +98,9 @@ struct CopyBlocksParams {
 };
 cudaError_t copy_blocks(const CopyBlocksParams& p, const LaunchOptions& how);
 
+// The same by the copy engines, `pairs` on the host: a copy for each run of neighbouring blocks.
+cudaError_t swap_blocks(const CopyBlocksParams& p, const LaunchOptions& how);
+
 // Decode rows of paged attention: see decode.h. Prefill chunks: see prefill.h.
 
 }  // namespace stoker::cuda

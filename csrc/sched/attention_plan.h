@@ -1,0 +1,136 @@
+// The work list of a step's attention: which worker of a fixed grid computes which piece of which
+// row.
+//
+// Results never depend on it. A decode row's KV is cut into splits at positions that follow from
+// its length alone; a split is computed from scratch and splits merge in order of position, so that
+// handing splits to one worker or to many gives the same bits. A prefill tile is cut at absolute
+// positions in the same way. So the planner only balances, and a captured CUDA graph serves any
+// batch: the grid is fixed, the list is data.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "sched/schedule_batch.h"
+
+namespace stoker {
+
+// One decode row's consecutive units for one worker. A unit is (head, split), head-major: unit =
+// head * num_splits + split. "Heads" are what the kernel serves in one pass over KV: KV heads, or
+// several to a KV head whose group is larger than 8.
+struct DecodeWork {
+  int32_t row;  // -1: this worker has nothing to do
+  int32_t seat;
+  int32_t kv_begin;  // first position seen (> 0 under a sliding window)
+  int32_t kv_len;
+  int32_t unit_begin, unit_end;
+  int32_t
+      split_shift;  // a split is 1 << split_shift tokens, from kv_begin rounded down to kDecodeTile
+  int32_t
+      partial;  // first workspace slot of this head's splits; -1: every head of this item is whole
+};
+static_assert(sizeof(DecodeWork) == sizeof(AttentionWork));
+
+inline constexpr int32_t kDecodeTile = 16;   // splits begin at multiples of it
+inline constexpr int32_t kDecodeRound = 64;  // tokens a worker takes at a time: the shortest split
+inline constexpr int32_t kMaxDecodeSplits = 64;
+
+// log2 of a split's length for a row that sees `length` tokens: 64 tokens at first, longer ones for
+// longer rows (fewer merges), never more than kMaxDecodeSplits of them.
+constexpr int32_t decode_split_shift(int32_t length) {
+  int32_t shift = 6;
+  if (length > 1024) shift = 7;
+  if (length > 4096) shift = 8;
+  while ((int64_t(kMaxDecodeSplits) << shift) < length) ++shift;
+  return shift;
+}
+
+// Cuts at multiples of this absolute position where a prefill tile is shared (csrc/cuda/prefill.h
+// holds the same number).
+inline constexpr int32_t kPrefillSplit = 4096;
+
+struct AttentionGeometry {
+  int32_t num_decode_heads = 0;  // heads of a decode unit, see DecodeWork
+  int32_t num_kv_heads = 0;
+  int32_t window = 0;              // 0: none
+  int32_t num_decode_workers = 0;  // the fixed grid of decode rows
+  int32_t prefill_tile_tokens =
+      0;  // query tokens of a prefill tile; 0: this step's chunks need no list
+  int32_t num_prefill_workers = 0;  // tiles are shared when there are fewer than this; 0: never
+};
+
+// What a plan used, and where its parts are.
+struct AttentionPlan {
+  int32_t num_work = 0;          // entries of the list, prefill tiles included
+  int32_t num_decode_slots = 0;  // workspace slots of decode splits
+  int32_t num_prefill_slots = 0;
+};
+
+// Makes plans. Keeps its scratch memory from step to step, so that planning allocates nothing once
+// warm.
+class AttentionPlanner {
+ public:
+  explicit AttentionPlanner(const AttentionGeometry& geometry);
+
+  const AttentionGeometry& geometry() const { return geometry_; }
+
+  // Entries of the list and of work_indptr that always suffice, and workspace slots.
+  static int32_t work_capacity(const AttentionGeometry& geometry, int32_t max_rows,
+                               int32_t max_tokens);
+  static int32_t indptr_size(const AttentionGeometry& geometry) {
+    return geometry.num_decode_workers + 3;
+  }
+  static int32_t decode_slot_capacity(const AttentionGeometry& geometry) {
+    return geometry.num_decode_workers * kMaxDecodeSplits;
+  }
+  static int32_t prefill_slot_capacity(const AttentionGeometry& geometry) {
+    return geometry.num_prefill_workers * 2;
+  }
+
+  // Writes the list. work[w] is decode worker w's first item (row -1: none), its further ones are
+  // work[work_indptr[w] .. work_indptr[w + 1]); prefill tiles, heaviest first, are
+  // work[work_indptr[W + 1] .. work_indptr[W + 2]), W = num_decode_workers. Decode rows come first,
+  // one token each; rows with row_kv_len <= 0 are padding. Throws InternalError if a span is
+  // smaller than its capacity requires.
+  AttentionPlan plan(std::span<const int32_t> row_seat, std::span<const int32_t> row_indptr,
+                     std::span<const int32_t> row_kv_len, int32_t num_decode_rows,
+                     std::span<AttentionWork> work, std::span<int32_t> work_indptr);
+
+ private:
+  struct Row {
+    int32_t row, seat, kv_begin, kv_len, num_splits, split_shift;
+    int64_t units;
+    int64_t cost;  // of all of them, in tokens
+  };
+  struct Piece {
+    int32_t worker;
+    bool shared;  // some head of it is cut
+    DecodeWork work;
+  };
+
+  bool assign(int32_t max_pieces, int32_t max_slots, bool by_length);
+  void deal(size_t row_begin, size_t row_end);
+  void deal_in_order();
+  void add_pieces(int32_t worker, int64_t count);
+  int32_t place(std::span<AttentionWork> work, std::span<int32_t> work_indptr);
+  int32_t plan_prefill(std::span<const int32_t> row_indptr, std::span<const int32_t> row_kv_len,
+                       int32_t num_decode_rows, std::span<AttentionWork> work, int32_t begin,
+                       int32_t* num_slots);
+
+  AttentionGeometry geometry_;
+  std::vector<Row> rows_;
+  std::vector<int64_t> load_;  // of each worker, in tokens
+  std::vector<Piece> pieces_;
+  std::vector<int32_t> next_;
+  std::vector<AttentionWork> tiles_;
+  int64_t total_ = 0;
+  int32_t num_slots_ = 0;
+  // Where dealing stands: a row of rows_, its next unit, and the slots of the head that the last
+  // piece cut.
+  size_t at_row_ = 0;
+  int64_t at_unit_ = 0;
+  int32_t open_slots_ = -1;
+};
+
+}  // namespace stoker

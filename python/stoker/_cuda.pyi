@@ -1,0 +1,57 @@
+"""The ops for NVIDIA GPUs (csrc/bind/cuda*.cpp). `stoker.ops` is the public way in; arguments are those of its functions."""
+
+from typing import Any
+
+import torch
+
+def rms_norm(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float) -> None: ...
+def add_rms_norm(
+    out: torch.Tensor, residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float
+) -> None: ...
+def silu_and_mul(out: torch.Tensor, x: torch.Tensor) -> None: ...
+def gelu_and_mul(out: torch.Tensor, x: torch.Tensor) -> None: ...
+def rope_and_cache(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    positions: torch.Tensor,
+    cos_sin: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    slots: torch.Tensor,
+    q_norm: torch.Tensor | None,
+    k_norm: torch.Tensor | None,
+    eps: float,
+    k_scale: float,
+    v_scale: float,
+) -> None: ...
+def paged_attention(
+    out: torch.Tensor,
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    row_seat: torch.Tensor,
+    row_indptr: torch.Tensor,
+    row_kv_len: torch.Tensor,
+    scale: float,
+    window: int,
+    soft_cap: float,
+    k_scale: float,
+    v_scale: float,
+    num_decode_rows: int | None,
+    plan: Any | None,
+) -> None: ...
+def gather_tokens(out: torch.Tensor, token_ids: torch.Tensor, last_token: torch.Tensor) -> None: ...
+def copy_blocks(cache: torch.Tensor, pairs: torch.Tensor) -> None: ...
+def swap_blocks(
+    device_cache: torch.Tensor, host_cache: torch.Tensor, pairs: torch.Tensor, to_host: bool
+) -> None: ...
+def decode_workers(q: torch.Tensor, k_cache: torch.Tensor) -> int:
+    """Blocks of the decode kernel that fill the device, for tensors shaped like these."""
+
+def decode_heads(num_q_heads: int, num_kv_heads: int) -> int:
+    """Heads of a decode unit: KV heads, or several to a KV head whose group is larger than 8."""
+
+def decode_slot_words(num_q_heads: int, num_kv_heads: int, head_dim: int) -> int:
+    """float32 words of one decode slot of the workspace."""

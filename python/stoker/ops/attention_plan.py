@@ -1,0 +1,75 @@
+"""The work list of paged attention on a GPU, with the workspace its pieces merge in.
+
+An engine's plan lies in its step buffers and is written by the scheduler's core; this class is for whoever calls
+`paged_attention` by itself: it plans on the host and uploads. One plan serves every layer of a step that has the
+same heads and window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+
+class AttentionPlan:
+    """Buffers for steps of up to `max_rows` rows and `max_tokens` tokens; `update` fills them for one step.
+
+    q and k_cache: tensors of the shapes, dtypes and device that will be used ([*, Hq, D] and
+    [*, Hk, block_size, D]). early: the caller promises that the kernel launched just before paged_attention
+    writes nothing that attention reads but q and the KV of this step's own tokens, so that older KV may be
+    fetched while it still runs.
+    """
+
+    def __init__(
+        self,
+        q: torch.Tensor,
+        k_cache: torch.Tensor,
+        *,
+        max_rows: int,
+        max_tokens: int,
+        window: int = 0,
+        early: bool = False,
+        num_workers: int | None = None,
+    ) -> None:
+        from stoker import _core, _cuda
+
+        heads, head_dim, kv_heads = q.shape[1], q.shape[2], k_cache.shape[1]
+        device = q.device
+        self.early = early
+        self.num_workers = num_workers or _cuda.decode_workers(q, k_cache)
+        self.planner: Any = _core.AttentionPlanner(
+            num_decode_heads=_cuda.decode_heads(heads, kv_heads),
+            num_kv_heads=kv_heads,
+            window=window,
+            num_decode_workers=self.num_workers,
+            prefill_tile_tokens=0,
+            num_prefill_workers=0,
+        )
+        capacity = self.planner.work_capacity(max_rows, max_tokens)
+        slots = self.planner.decode_slot_capacity
+        words = _cuda.decode_slot_words(heads, kv_heads, head_dim)
+        self._host_work = torch.zeros(capacity, 8, dtype=torch.int32)
+        self._host_indptr = torch.zeros(self.planner.indptr_size, dtype=torch.int32)
+        self.work = torch.zeros(capacity, 8, dtype=torch.int32, device=device)
+        self.work_indptr = torch.zeros(self.planner.indptr_size, dtype=torch.int32, device=device)
+        self.workspace = torch.zeros(slots * words, dtype=torch.float32, device=device)
+        self.counters = torch.zeros(slots, dtype=torch.int32, device=device)
+
+    def update(
+        self,
+        row_seat: Sequence[int],
+        row_indptr: Sequence[int],
+        row_kv_len: Sequence[int],
+        num_decode_rows: int,
+    ) -> None:
+        """Plans a step and sends the list to the device, on its current stream."""
+        seat, indptr, length = (
+            torch.tensor(list(values), dtype=torch.int32) for values in (row_seat, row_indptr, row_kv_len)
+        )
+        used, _, _ = self.planner.plan(
+            seat, indptr, length, num_decode_rows, self._host_work, self._host_indptr
+        )
+        self.work[:used].copy_(self._host_work[:used])
+        self.work_indptr.copy_(self._host_indptr)
