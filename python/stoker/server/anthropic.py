@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from stoker.server.answers import Answers
 from stoker.server.body import read
 from stoker.server.chat import checked_messages
-from stoker.server.errors import bad_request
+from stoker.server.errors import ApiError, bad_request
 from stoker.server.protocol import Sampling, sampling_params
 from stoker.server.sse import named_frame, with_first
 from stoker.server.state import ServerState
@@ -113,7 +113,7 @@ class _Message:
         ended = _stop("stop", None)
         async for delta in self._answers.deltas():
             if delta.finish_reason == "error":
-                raise RuntimeError(delta.message)
+                raise ApiError(500, delta.message or "the request failed in the engine")
             if delta.text:
                 piece = {"type": "text_delta", "text": delta.text}
                 yield named_frame(

@@ -14,7 +14,7 @@ from stoker.server import messages as m
 from stoker.server.answers import Answer, Answers
 from stoker.server.body import read
 from stoker.server.completions import usage
-from stoker.server.errors import bad_request
+from stoker.server.errors import ApiError, bad_request
 from stoker.server.parsers import AnswerParser, Piece, parser_for
 from stoker.server.protocol import ChatRequest, sampling_params
 from stoker.server.sse import DONE, frame, with_first
@@ -172,7 +172,7 @@ class _Chat:
         called = [False] * len(self._parsers)
         async for delta in self._answers.deltas():
             if delta.finish_reason == "error":
-                raise RuntimeError(delta.message)
+                raise ApiError(500, delta.message or "the request failed in the engine")
             index, parser = delta.index, self._parsers[delta.index]
             pieces = parser.feed(delta.text)
             if delta.finish_reason is not None:

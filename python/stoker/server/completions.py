@@ -14,7 +14,7 @@ from fastapi.responses import Response
 from stoker.server import messages as m
 from stoker.server.answers import Answer, Answers
 from stoker.server.body import read
-from stoker.server.errors import bad_request
+from stoker.server.errors import ApiError, bad_request
 from stoker.server.protocol import CompletionRequest, sampling_params
 from stoker.server.sse import DONE, frame, with_first
 from stoker.server.state import ServerState
@@ -157,7 +157,7 @@ class _Completion:
                         )
                 async for delta in job.deltas():
                     if delta.finish_reason == "error":
-                        raise RuntimeError(delta.message)
+                        raise ApiError(500, delta.message or "the request failed in the engine")
                     text = "" if self._only_prompt else delta.text
                     logprobs = None
                     if self._body.logprobs is not None and delta.token_ids and not self._only_prompt:

@@ -14,7 +14,7 @@ from fastapi.responses import Response
 from stoker.server.answers import Answers
 from stoker.server.body import read
 from stoker.server.chat import checked_messages
-from stoker.server.errors import bad_request
+from stoker.server.errors import ApiError, bad_request
 from stoker.server.protocol import Sampling, sampling_params
 from stoker.server.sse import named_frame, with_first
 from stoker.server.state import ServerState
@@ -145,7 +145,7 @@ class _Response:
         finish = "stop"
         async for delta in self._answers.deltas():
             if delta.finish_reason == "error":
-                raise RuntimeError(delta.message)
+                raise ApiError(500, delta.message or "the request failed in the engine")
             if delta.text:
                 pieces.append(delta.text)
                 yield event("response.output_text.delta", **place, delta=delta.text, logprobs=[])
