@@ -1,0 +1,9 @@
+// The Hopper prefill kernel for __half, all head dims that it takes.
+#include "cuda/prefill/wgmma_launch.cuh"
+
+namespace stoker::cuda::prefill {
+
+template cudaError_t launch_wgmma<__half>(const Params& p, const TensorMaps& maps, int num_workers,
+                                          const LaunchOptions& how);
+
+}  // namespace stoker::cuda::prefill
