@@ -97,8 +97,8 @@ bool multiple_of(const TensorView& tensor, int64_t bytes) {
          tensor.stride(0) * dtype_bytes(tensor.dtype()) % bytes == 0;
 }
 
-// `plan` has the attributes work, work_indptr, workspace, counters (tensors) and early (bool):
-// ops/attention_plan.py.
+// `plan` has the attributes work, work_indptr, workspace, counters (tensors), early and overlap
+// (bools): ops/attention_plan.py.
 void run_decode(const Tensors& t, py::handle plan, const TensorMatcher& match, double scale,
                 double soft_cap, double k_scale, double v_scale, const cuda::LaunchOptions& how) {
   cuda::DecodeParams p = decode_params(t, scale, soft_cap, k_scale, v_scale);
@@ -134,7 +134,9 @@ void run_decode(const Tensors& t, py::handle plan, const TensorMatcher& match, d
   p.workspace = workspace.data<float>();
   p.counters = counters.data<int32_t>();
   p.early = plan.attr("early").cast<bool>();
-  require_success(cuda::decode_attention(p, how), "paged_attention");
+  cuda::LaunchOptions where = how;
+  where.overlap = plan.attr("overlap").cast<bool>();
+  require_success(cuda::decode_attention(p, where), "paged_attention");
 }
 
 void paged_attention(py::handle out, py::handle q, py::handle k_cache, py::handle v_cache,

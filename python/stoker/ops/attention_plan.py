@@ -38,6 +38,7 @@ class AttentionPlan:
         heads, head_dim, kv_heads = q.shape[1], q.shape[2], k_cache.shape[1]
         device = q.device
         self.early = early
+        self.overlap = True
         self.num_workers = num_workers or _cuda.decode_workers(q, k_cache)
         self.planner: Any = _core.AttentionPlanner(
             num_decode_heads=_cuda.decode_heads(heads, kv_heads),
