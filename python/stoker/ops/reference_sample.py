@@ -8,6 +8,9 @@ from stoker.ops.seat_table import PROMPT_BIT, LogprobBuffers, SeatTable
 
 _MASK32 = 0xFFFFFFFF
 
+# As vLLM: a temperature below this is greedy.
+GREEDY_BELOW = 1e-5
+
 
 def philox_uniform(seed_low: int, seed_high: int, position: int) -> float:
     """The draw at a position: Philox4x32-10 (Salmon et al., SC 2011) on (position, 0, 0, 0), upper 24 bits
@@ -87,8 +90,8 @@ def sample(
 
     mask (int32 [*, ceil(V/32)], row mask_row[i], -1: none) -> logit bias -> stop tokens banned while
     row_position < min_position -> penalties (as vLLM) -> temperature -> min-p -> top-k -> top-p -> draw by
-    Philox. Temperature 0, or an infinite best logit: the best token, the lowest id on a tie. A NaN in the
-    row, or nothing left: -1.
+    Philox. Temperature 0 (below 1e-5), or an infinite best logit: the best token, the lowest id on a tie. A
+    NaN in the row, or nothing left: -1.
     """
     for i, (seat, position) in enumerate(zip(row_seat.tolist(), row_position.tolist(), strict=True)):
         raw = logits[i].float()
@@ -117,9 +120,9 @@ def _draw(x: torch.Tensor, seats: SeatTable, seat: int, position: int) -> int:
     best = float(x.max())
     if best == float("-inf") or best != best:
         return -1
-    if temperature == 0 or best == float("inf"):
+    if temperature < GREEDY_BELOW or best == float("inf"):
         return int((x == x.max()).nonzero()[0])
-    x = x / seats.temperature[seat]
+    x = x * (1.0 / seats.temperature[seat])
     kept = survivors(x, float(seats.min_p[seat]), int(seats.top_k[seat]), float(seats.top_p[seat]))
     weights = torch.where(kept, torch.exp(x - x.max()), 0).double()
     low, high = (int(word) for word in seats.seed[seat])

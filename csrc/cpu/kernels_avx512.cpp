@@ -1,0 +1,22 @@
+// The kernels compiled for AVX512.
+#include <immintrin.h>
+#include <cstdint>
+
+#include "cpu/kernel_table.h"
+
+namespace stoker::cpu {
+namespace {
+
+#include "cpu/scalar.inl"
+//
+#include "cpu/vec_avx512.inl"
+//
+#include "cpu/kernels.inl"
+
+constexpr KernelTable kTable = make_table("avx512");
+
+}  // namespace
+
+const KernelTable& avx512_kernels() { return kTable; }
+
+}  // namespace stoker::cpu

@@ -1,0 +1,491 @@
+// Sampling one row of logits without sorting the vocabulary. Included inside a per-ISA anonymous namespace.
+//
+// The row is scaled so that the best logit is 0; a ladder of cuts counts (or weighs) how much lies above each, the first
+// cut that holds enough gives the candidates, and only the candidates of the bucket that holds the border are sorted.
+
+constexpr int64_t kSumBlock = 256;  // floats are summed in runs of this length, runs in double
+constexpr int64_t kBuckets = 4096;
+constexpr int64_t kCuts = 8;
+// As vLLM: a temperature below this is greedy.
+constexpr float kGreedyBelow = 1e-5f;
+constexpr float kLargest = 3.4028234663852886e38f;
+
+struct Candidate {
+  float y;
+  int32_t id;
+};
+
+struct Ladder {
+  float cut[kCuts];  // tokens with y >= -cut; the last one holds every token that may be drawn
+  int64_t count[kCuts];
+  double weight[kCuts];
+};
+
+// What survives: y above `y`, or equal with an id up to `id`.
+struct Border {
+  float y;
+  int32_t id;
+};
+
+inline uint32_t high_product(uint32_t a, uint32_t b) { return uint32_t(uint64_t(a) * b >> 32); }
+
+// Philox4x32-10 (Salmon et al., SC 2011): the first word's upper 24 bits as a float in [0, 1).
+inline float philox_uniform(uint32_t key0, uint32_t key1, uint32_t position) {
+  uint32_t c0 = position, c1 = 0, c2 = 0, c3 = 0;
+  for (int round_ = 0; round_ < 10; ++round_) {
+    const uint32_t high0 = high_product(0xD2511F53u, c0), low0 = 0xD2511F53u * c0;
+    const uint32_t high1 = high_product(0xCD9E8D57u, c2), low1 = 0xCD9E8D57u * c2;
+    c0 = high1 ^ c1 ^ key0;
+    c1 = low1;
+    c2 = high0 ^ c3 ^ key1;
+    c3 = low0;
+    key0 += 0x9E3779B9u;
+    key1 += 0xBB67AE85u;
+  }
+  return float(c0 >> 8) * 0x1p-24f;
+}
+
+// x widened into `out`, padded with -inf to whole vectors; the maximum, or NaN if any is NaN.
+template <typename T>
+inline float widen_row(float* out, const T* x, int64_t size) {
+  Vec best = set1(kMinusInfinity), bad = zero();
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) {
+    const Vec v = load(x + i);
+    store(out + i, v);
+    best = max(v, best);
+    bad = add(bad, sub(v, v));  // 0, or NaN for NaN and infinities: looked at closer below
+  }
+  if (i < size) {
+    for (int64_t j = i; j < i + kLanes; ++j) out[j] = j < size ? to_float(x[j]) : kMinusInfinity;
+    const Vec v = load(out + i);
+    best = max(v, best);
+    bad = add(bad, sub(v, v));
+  }
+  if (any_nan(bad)) {
+    for (int64_t j = 0; j < size; ++j) {
+      if (out[j] != out[j]) return __builtin_nanf("");
+    }
+  }
+  return maximum(best);
+}
+
+inline float row_maximum(const float* x, int64_t size) {
+  Vec best = set1(kMinusInfinity);
+  for (int64_t i = 0; i < size; i += kLanes) best = max(load(x + i), best);
+  return maximum(best);
+}
+
+inline int32_t first_equal(const float* x, int64_t size, float value) {
+  const Vec wanted = set1(value);
+  for (int64_t i = 0; i < size; i += kLanes) {
+    const uint32_t lanes = lanes_not_below(load(x + i), wanted);
+    if (lanes) return int32_t(i + __builtin_ctz(lanes));
+  }
+  return -1;
+}
+
+// Grammar mask, logit bias, stop tokens banned early, penalties: whether anything may have changed.
+inline bool adjust(const SampleParams& p, int64_t row, const SeatRecord& seat, float* x) {
+  bool changed = false;
+  const int32_t mask_row = p.mask ? p.mask_row[row] : -1;
+  if (mask_row >= 0) {
+    changed = true;
+    const int32_t* words = p.mask + mask_row * p.mask_stride;
+    for (int64_t base = 0; base < p.vocab; base += 32) {
+      const uint32_t allowed = uint32_t(words[base / 32]);
+      if (allowed == 0xffffffffu) continue;
+      const int64_t count = p.vocab - base < 32 ? p.vocab - base : 32;
+      for (int64_t i = 0; i < count; ++i) {
+        if (!(allowed >> i & 1)) x[base + i] = kMinusInfinity;
+      }
+    }
+  }
+  const int64_t s = p.row_seat[row];
+  const int64_t num_bias = seat.num_bias < p.bias_width ? seat.num_bias : p.bias_width;
+  for (int64_t i = 0; i < num_bias; ++i) {
+    const int32_t id = p.bias_ids[s * p.bias_width + i];
+    if (id < 0 || id >= p.vocab) continue;
+    x[id] += p.bias_values[s * p.bias_width + i];
+    changed = true;
+  }
+  if (p.row_position[row] < seat.min_position) {
+    const int64_t num_stop = seat.num_stop < p.stop_width ? seat.num_stop : p.stop_width;
+    for (int64_t i = 0; i < num_stop; ++i) {
+      const int32_t id = p.stop_ids[s * p.stop_width + i];
+      if (id < 0 || id >= p.vocab) continue;
+      x[id] = kMinusInfinity;
+      changed = true;
+    }
+  }
+  const bool penalties = seat.repetition_penalty != 1.0f || seat.presence_penalty != 0.0f ||
+                         seat.frequency_penalty != 0.0f;
+  if (!p.penalty_counts || !penalties) return changed;
+  const int32_t* counts = p.penalty_counts + s * p.vocab;
+  for (int64_t base = 0; base < p.vocab; base += 16) {
+    const int64_t count = p.vocab - base < 16 ? p.vocab - base : 16;
+    int32_t any = 0;
+    for (int64_t i = 0; i < count; ++i) any |= counts[base + i];
+    if (!any) continue;
+    for (int64_t i = base; i < base + count; ++i) {
+      if (!counts[i]) continue;
+      float v = x[i];
+      v = v > 0 ? v / seat.repetition_penalty : v * seat.repetition_penalty;
+      const float seen = float(counts[i] & (kPromptBit - 1));
+      v = v - seat.frequency_penalty * seen;
+      x[i] = v - seat.presence_penalty * (seen > 0 ? 1.0f : 0.0f);
+    }
+  }
+  return true;
+}
+
+// x -> y = x / temperature - best, in place. `weighed`: also the sum of e^y above each cut, else only the counts.
+template <bool weighed>
+inline void climb(float* x, int64_t size, float inverse_temperature, float top, Ladder& ladder) {
+  const Vec factor = set1(inverse_temperature), shift = set1(top);
+  Vec floor_[kCuts];
+  for (int64_t c = 0; c < kCuts; ++c) {
+    floor_[c] = set1(-ladder.cut[c]);
+    ladder.count[c] = 0;
+    ladder.weight[c] = 0;
+  }
+  for (int64_t base = 0; base < size; base += kSumBlock) {
+    const int64_t end = base + kSumBlock < size ? base + kSumBlock : size;
+    Vec sums[kCuts];
+    for (Vec& s : sums) s = zero();
+    for (int64_t i = base; i < end; i += kLanes) {
+      const Vec y = sub(mul(load(x + i), factor), shift);
+      store(x + i, y);
+      if constexpr (weighed) {
+        const Vec weight = exp(y);
+        for (int64_t c = 0; c < kCuts; ++c) {
+          sums[c] = add(sums[c], keep_if_not_below(weight, y, floor_[c]));
+        }
+      } else {
+        // Few tokens are near the top: most vectors end at the widest useful cut.
+        for (int64_t c = kCuts - 1; c >= 0; --c) {
+          const uint32_t lanes = lanes_not_below(y, floor_[c]);
+          if (!lanes) break;
+          ladder.count[c] += __builtin_popcount(lanes);
+        }
+      }
+    }
+    if constexpr (weighed) {
+      for (int64_t c = 0; c < kCuts; ++c) ladder.weight[c] += double(sum(sums[c]));
+    }
+  }
+}
+
+// Tokens with y >= -cut, in order of id.
+inline int64_t gather(const float* y, int64_t size, float cut, Candidate* out) {
+  const Vec floor_ = set1(-cut);
+  int64_t count = 0;
+  for (int64_t i = 0; i < size; i += kLanes) {
+    uint32_t lanes = lanes_not_below(load(y + i), floor_);
+    while (lanes) {
+      const int64_t id = i + __builtin_ctz(lanes);
+      out[count++] = {y[id], int32_t(id)};
+      lanes &= lanes - 1;
+    }
+  }
+  return count;
+}
+
+// e^y of each candidate.
+inline void weigh(const Candidate* candidates, int64_t count, float* weights) {
+  for (int64_t i = 0; i < count; ++i) weights[i] = candidates[i].y;
+  for (int64_t i = count; i < (count + kLanes - 1) / kLanes * kLanes; ++i) weights[i] = kMinusInfinity;
+  for (int64_t i = 0; i < count; i += kLanes) store(weights + i, exp(load(weights + i)));
+}
+
+// Best first and, because each pass is stable, lower ids first on a tie. y <= 0, so its bits grow as it falls.
+inline void sort_candidates(Candidate* candidates, int64_t count, Candidate* spare) {
+  if (count <= 32) {
+    for (int64_t i = 1; i < count; ++i) {
+      const Candidate moving = candidates[i];
+      int64_t j = i;
+      for (; j > 0 && candidates[j - 1].y < moving.y; --j) candidates[j] = candidates[j - 1];
+      candidates[j] = moving;
+    }
+    return;
+  }
+  Candidate *from = candidates, *to = spare;
+  for (int shift = 0; shift < 32; shift += 8) {
+    int64_t place[257] = {};
+    const auto digit = [&](const Candidate& c) { return bits_of(c.y + 0.0f) << 1 >> 1 >> shift & 255; };
+    for (int64_t i = 0; i < count; ++i) ++place[digit(from[i]) + 1];
+    for (int i = 0; i < 256; ++i) place[i + 1] += place[i];
+    for (int64_t i = 0; i < count; ++i) to[place[digit(from[i])]++] = from[i];
+    Candidate* swap = from;
+    from = to;
+    to = swap;
+  }
+}
+
+// The worst token that survives. At most `most` survive; and those whose betters weigh less than `share` of `whole`
+// (share >= 1: no such limit). The best one always survives. Needs 2 * count candidates of spare memory.
+inline Border find_border(const Candidate* candidates, const float* weights, int64_t count, int64_t most,
+                          float share, double whole, float cut, Candidate* spare, int32_t* buckets,
+                          double* bucket_weights) {
+  const double limit = share < 1.0f ? double(share) * whole : 1e300;
+  // Buckets of equal width over [-cut, 0]; wider for the one cut that has no end.
+  float lowest = 0;
+  for (int64_t i = 0; i < count; ++i) lowest = candidates[i].y < lowest ? candidates[i].y : lowest;
+  const float width = -lowest < cut ? -lowest : cut;
+  const float per_bucket = width > 1e-30f ? float(kBuckets - 1) / width : 0.0f;
+  const auto bucket_of = [&](float y) {
+    const int32_t b = int32_t(-y * per_bucket);
+    return b < 0 ? 0 : b >= kBuckets ? int32_t(kBuckets - 1) : b;
+  };
+  for (int64_t b = 0; b < kBuckets; ++b) {
+    buckets[b] = 0;
+    bucket_weights[b] = 0;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t b = bucket_of(candidates[i].y);
+    ++buckets[b];
+    bucket_weights[b] += double(weights[i]);
+  }
+  int64_t before = 0;
+  double weight_before = 0;
+  int32_t border = int32_t(kBuckets - 1);
+  for (int32_t b = 0; b < kBuckets; ++b) {
+    if (!buckets[b]) continue;
+    border = b;
+    if (before + buckets[b] >= most || weight_before + bucket_weights[b] >= limit) break;
+    before += buckets[b];
+    weight_before += bucket_weights[b];
+  }
+  // If the loop ran out, `border` is the last bucket in use and counts as passed over; look at it from its start.
+  if (before == count) {
+    before -= buckets[border];
+    weight_before -= bucket_weights[border];
+  }
+  int64_t inside = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    if (bucket_of(candidates[i].y) == border) spare[inside++] = candidates[i];
+  }
+  sort_candidates(spare, inside, spare + inside);
+  Border result{spare[0].y, spare[0].id};
+  for (int64_t i = 0; i < inside; ++i) {
+    if (before > 0 && (before >= most || weight_before >= limit)) break;
+    result = {spare[i].y, spare[i].id};
+    ++before;
+    alignas(64) float lanes[kLanes];
+    store(lanes, exp(set1(spare[i].y)));
+    weight_before += double(lanes[0]);
+  }
+  return result;
+}
+
+// The smallest id whose cumulative weight exceeds u of the whole, over survivors in order of id.
+inline int32_t draw(const Candidate* candidates, const float* weights, int64_t count, Border border, float u) {
+  const auto survives = [&](const Candidate& c) {
+    return c.y > border.y || (c.y == border.y && c.id <= border.id);
+  };
+  double whole = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    if (survives(candidates[i])) whole += double(weights[i]);
+  }
+  const double target = double(u) * whole;
+  double cumulative = 0;
+  int32_t last = -1;
+  for (int64_t i = 0; i < count; ++i) {
+    if (!survives(candidates[i])) continue;
+    last = candidates[i].id;
+    cumulative += double(weights[i]);
+    if (cumulative > target) break;
+  }
+  return last;
+}
+
+// The same over all tokens with y >= floor_, without a list of candidates. y is made from x on the way.
+inline int32_t draw_from_all(float* x, int64_t size, float inverse_temperature, float top, float cut, float u,
+                             double* block_weights) {
+  const Vec factor = set1(inverse_temperature), shift = set1(top), floor_ = set1(-cut);
+  double whole = 0;
+  int64_t block = 0;
+  for (int64_t base = 0; base < size; base += kSumBlock) {
+    const int64_t end = base + kSumBlock < size ? base + kSumBlock : size;
+    Vec total = zero();
+    for (int64_t i = base; i < end; i += kLanes) {
+      const Vec y = sub(mul(load(x + i), factor), shift);
+      const Vec weight = keep_if_not_below(exp(y), y, floor_);
+      store(x + i, weight);
+      total = add(total, weight);
+    }
+    block_weights[block] = double(sum(total));
+    whole += block_weights[block++];
+  }
+  const double target = double(u) * whole;
+  double cumulative = 0;
+  int64_t b = 0;
+  while (b + 1 < block && cumulative + block_weights[b] <= target) cumulative += block_weights[b++];
+  int32_t last = -1;
+  for (int64_t i = b * kSumBlock; i < size; ++i) {
+    if (x[i] <= 0.0f) continue;
+    last = int32_t(i);
+    cumulative += double(x[i]);
+    if (cumulative > target) return last;
+  }
+  if (last >= 0) return last;
+  for (int64_t i = size - 1; i >= 0; --i) {
+    if (x[i] > 0.0f) return int32_t(i);
+  }
+  return -1;
+}
+
+// `before_adjusting`: log_softmax of the raw row, the sampled token's rank and the best tokens.
+template <typename T>
+void write_logprobs(const SampleParams& p, int64_t row, const T* raw, int32_t token, int64_t best, float* x) {
+  const float top = widen_row(x, raw, p.vocab);
+  const Vec shift = set1(top);
+  const float sampled = x[token];
+  double whole = 0;
+  int64_t rank = 1;
+  for (int64_t base = 0; base < p.vocab; base += kSumBlock) {
+    const int64_t end = base + kSumBlock < p.vocab ? base + kSumBlock : p.vocab;
+    Vec total = zero();
+    for (int64_t i = base; i < end; i += kLanes) total = add(total, exp(sub(load(x + i), shift)));
+    whole += double(sum(total));
+  }
+  const Vec mine = set1(sampled);
+  for (int64_t i = 0; i < p.vocab; i += kLanes) {
+    const Vec v = load(x + i);
+    rank += __builtin_popcount(lanes_not_below(v, mine)) - __builtin_popcount(lanes_not_below(v, mine) & lanes_not_below(mine, v));
+  }
+  const double log_whole = __builtin_log(whole) + double(top);
+  p.logprob[row] = float(double(sampled) - log_whole);
+  p.rank[row] = int32_t(rank);
+  if (best > p.top_width) best = p.top_width;
+  if (best > p.vocab) best = p.vocab;
+  if (best <= 0) return;
+  int32_t* ids = p.top_ids + row * p.top_width;
+  float* values = p.top_logprobs + row * p.top_width;
+  int64_t held = 0;
+  for (int64_t i = 0; i < p.vocab; i += kLanes) {
+    uint32_t lanes = lanes_not_below(load(x + i), set1(held < best ? kMinusInfinity : values[best - 1]));
+    for (; lanes; lanes &= lanes - 1) {
+      const int64_t id = i + __builtin_ctz(lanes);
+      const float v = x[id];
+      if (id >= p.vocab || (held == best && v <= values[best - 1])) continue;
+      int64_t j = held < best ? held++ : best - 1;
+      for (; j > 0 && values[j - 1] < v; --j) {
+        values[j] = values[j - 1];
+        ids[j] = ids[j - 1];
+      }
+      values[j] = v;
+      ids[j] = int32_t(id);
+    }
+  }
+  for (int64_t i = 0; i < held; ++i) values[i] = float(double(values[i]) - log_whole);
+}
+
+struct SampleScratch {
+  float* x;
+  float* weights;
+  Candidate* candidates;
+  Candidate* spare;
+  int32_t* buckets;
+  double* bucket_weights;
+  double* block_weights;
+};
+
+// Matches sample_scratch_bytes.
+inline SampleScratch lay_out_sample(void* memory, int64_t vocab) {
+  const int64_t size = (vocab + 63) / 64 * 64;
+  char* at = static_cast<char*>(memory);
+  const auto take = [&](int64_t bytes) {
+    char* start = at;
+    at += (bytes + 63) / 64 * 64;
+    return start;
+  };
+  SampleScratch s;
+  s.x = reinterpret_cast<float*>(take(size * 4));
+  s.weights = reinterpret_cast<float*>(take(size * 4));
+  s.candidates = reinterpret_cast<Candidate*>(take(size * 8));
+  s.spare = reinterpret_cast<Candidate*>(take(size * 16));
+  s.buckets = reinterpret_cast<int32_t*>(take(kBuckets * 4));
+  s.bucket_weights = reinterpret_cast<double*>(take(kBuckets * 8));
+  s.block_weights = reinterpret_cast<double*>(take((size / kSumBlock + 1) * 8));
+  return s;
+}
+
+inline int32_t sample_adjusted(const SampleParams& p, int64_t row, const SeatRecord& seat, float best,
+                               const SampleScratch& s) {
+  if (best == kMinusInfinity || best != best) return -1;
+  if (seat.temperature < kGreedyBelow || best > kLargest) return first_equal(s.x, p.vocab, best);
+  const float inverse_temperature = 1.0f / seat.temperature;
+  const float top = best * inverse_temperature;
+  const float u = philox_uniform(seat.seed_low, seat.seed_high, uint32_t(p.row_position[row]));
+  const float min_p_cut = seat.min_p > 0 ? -float(__builtin_log(double(seat.min_p))) : kLargest;
+  const bool limited = seat.top_k > 0 && seat.top_k < p.vocab;
+  const bool shared = seat.top_p < 1.0f;
+  if (!limited && !shared) {
+    return draw_from_all(s.x, p.vocab, inverse_temperature, top, min_p_cut, u, s.block_weights);
+  }
+  Ladder ladder = {{1.0f, 2.0f, 4.0f, 6.0f, 9.0f, 14.0f, 24.0f, kLargest}, {}, {}};
+  for (float& cut : ladder.cut) cut = cut < min_p_cut ? cut : min_p_cut;
+  int64_t rung = 0;
+  if (limited) {
+    climb<false>(s.x, p.vocab, inverse_temperature, top, ladder);
+    while (rung + 1 < kCuts && ladder.count[rung] < seat.top_k) ++rung;
+  } else {
+    climb<true>(s.x, p.vocab, inverse_temperature, top, ladder);
+    // The margin covers the rounding of the sums, so that the border lies among the candidates for certain.
+    const double wanted = double(seat.top_p) * ladder.weight[kCuts - 1];
+    while (rung + 1 < kCuts && ladder.weight[rung] * (1 - 1e-4) < wanted) ++rung;
+  }
+  const float cut = ladder.cut[rung];
+  const int64_t count = gather(s.x, p.vocab, cut, s.candidates);
+  weigh(s.candidates, count, s.weights);
+  Border border{-kLargest, int32_t(p.vocab)};
+  if (limited && count > seat.top_k) {
+    border = find_border(s.candidates, s.weights, count, seat.top_k, 1.0f, 0, cut, s.spare, s.buckets,
+                         s.bucket_weights);
+  }
+  if (!shared) return draw(s.candidates, s.weights, count, border, u);
+  // top-p looks at what top-k left.
+  int64_t kept = 0;
+  double whole = limited ? 0 : ladder.weight[kCuts - 1];
+  for (int64_t i = 0; i < count; ++i) {
+    const Candidate c = s.candidates[i];
+    if (c.y < border.y || (c.y == border.y && c.id > border.id)) continue;
+    s.candidates[kept] = c;
+    s.weights[kept++] = s.weights[i];
+    if (limited) whole += double(s.weights[i]);
+  }
+  border = find_border(s.candidates, s.weights, kept, kept, seat.top_p, whole, cut, s.spare, s.buckets,
+                       s.bucket_weights);
+  return draw(s.candidates, s.weights, kept, border, u);
+}
+
+template <typename T>
+void sample_row(const SampleParams& p, int64_t row, void* memory) {
+  const T* raw = static_cast<const T*>(p.logits) + row * p.logits_stride;
+  const SeatRecord& seat = p.seats[p.row_seat[row]];
+  const SampleScratch s = lay_out_sample(memory, p.vocab);
+  float best = widen_row(s.x, raw, p.vocab);
+  int32_t token = -1;
+  if (best == best) {
+    if (adjust(p, row, seat, s.x)) {
+      best = row_maximum(s.x, p.vocab);
+    }
+    token = sample_adjusted(p, row, seat, best, s);
+  }
+  p.out_tokens[row] = token;
+  if (p.logprob && seat.num_logprobs >= 0 && token >= 0) {
+    write_logprobs(p, row, raw, token, seat.num_logprobs, s.x);
+  }
+}
+
+void sample(const SampleParams& p, int64_t row, void* memory) {
+  switch (p.type) {
+    case Type::bfloat16:
+      return sample_row<Bf16>(p, row, memory);
+    case Type::float16:
+      return sample_row<F16>(p, row, memory);
+    default:
+      return sample_row<float>(p, row, memory);
+  }
+}

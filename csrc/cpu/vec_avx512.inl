@@ -1,0 +1,129 @@
+// The vector vocabulary of the kernels on AVX-512: 16 floats. Included inside a per-ISA anonymous namespace.
+
+using Vec = __m512;
+constexpr int64_t kLanes = 16;
+// Rows of a register block; two vectors wide it takes 16 of the 32 registers for sums.
+constexpr int64_t kBlockRows = 8;
+
+inline Vec zero() { return _mm512_setzero_ps(); }
+inline Vec set1(float x) { return _mm512_set1_ps(x); }
+inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
+inline void store(float* p, Vec x) { _mm512_storeu_ps(p, x); }
+inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+inline Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
+inline Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+inline Vec div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
+inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+// The second where either is NaN.
+inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
+inline Vec round(Vec x) {
+  return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+// x * 2^n for whole n in [-126, 127]
+inline Vec scale_by_power(Vec x, Vec n) { return _mm512_scalef_ps(x, n); }
+// x where a >= b, else 0
+inline Vec keep_if_not_below(Vec x, Vec a, Vec b) {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ), x);
+}
+// x in lanes [begin, end), else `other`
+inline Vec keep_lanes(Vec x, int64_t begin, int64_t end, Vec other) {
+  const uint32_t below_end = end >= 16 ? 0xffffu : end <= 0 ? 0u : (1u << end) - 1;
+  const uint32_t below_begin = begin >= 16 ? 0xffffu : begin <= 0 ? 0u : (1u << begin) - 1;
+  return _mm512_mask_mov_ps(other, __mmask16(below_end & ~below_begin), x);
+}
+inline float sum(Vec x) {
+  const __m256 a = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+  __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  b = _mm_add_ps(b, _mm_movehl_ps(b, b));
+  return _mm_cvtss_f32(_mm_add_ss(b, _mm_shuffle_ps(b, b, 1)));
+}
+inline float maximum(Vec x) { return _mm512_reduce_max_ps(x); }
+inline bool any_nan(Vec x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q) != 0; }
+// Bit i: a[i] >= b[i]
+inline uint32_t lanes_not_below(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+
+inline Vec load(const Bf16* p) {
+  const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
+}
+inline Vec load(const F16* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline void store(Bf16* p, Vec x) {
+  const __m512i bits = _mm512_castps_si512(x);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded =
+      _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+  const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  const __m512i high = _mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, nan, quiet), 16);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(high));
+}
+inline void store(F16* p, Vec x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+// A 16 x 16 transpose of 32-bit elements: x[i] lane j becomes x[j] lane i.
+inline void transpose(__m512i (&x)[16]) {
+  __m512i y[16];
+  for (int i = 0; i < 16; i += 2) {
+    y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
+    y[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    x[i] = _mm512_unpacklo_epi64(y[i], y[i + 2]);
+    x[i + 1] = _mm512_unpackhi_epi64(y[i], y[i + 2]);
+    x[i + 2] = _mm512_unpacklo_epi64(y[i + 1], y[i + 3]);
+    x[i + 3] = _mm512_unpackhi_epi64(y[i + 1], y[i + 3]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    y[i] = _mm512_shuffle_i32x4(x[i], x[i + 4], 0x88);
+    y[i + 4] = _mm512_shuffle_i32x4(x[i], x[i + 4], 0xdd);
+    y[i + 8] = _mm512_shuffle_i32x4(x[i + 8], x[i + 12], 0x88);
+    y[i + 12] = _mm512_shuffle_i32x4(x[i + 8], x[i + 12], 0xdd);
+  }
+  for (int i = 0; i < 8; ++i) {
+    x[i] = _mm512_shuffle_i32x4(y[i], y[i + 8], 0x88);
+    x[i + 8] = _mm512_shuffle_i32x4(y[i], y[i + 8], 0xdd);
+  }
+}
+
+// keys[i][0, head_dim) for i in [0, kLanes) -> out[d * out_stride + i].
+inline void pack_keys(const float* const* keys, int64_t head_dim, float* out, int64_t out_stride) {
+  for (int64_t d = 0; d < head_dim; d += 16) {
+    const int64_t count = head_dim - d < 16 ? head_dim - d : 16;
+    const __mmask16 mask = __mmask16((1u << count) - 1);
+    __m512i x[16];
+    for (int i = 0; i < 16; ++i) x[i] = _mm512_maskz_loadu_epi32(mask, keys[i] + d);
+    transpose(x);
+    for (int64_t i = 0; i < count; ++i) _mm512_storeu_si512(out + (d + i) * out_stride, x[i]);
+  }
+}
+
+// 16-bit types travel through the transpose as pairs.
+inline void widen_pair(const Bf16*, __m512i pair, Vec& even, Vec& odd) {
+  even = _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16));
+  odd = _mm512_castsi512_ps(_mm512_and_si512(pair, _mm512_set1_epi32(int32_t(0xffff0000))));
+}
+inline void widen_pair(const F16*, __m512i pair, Vec& even, Vec& odd) {
+  even = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(pair));
+  odd = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(pair, 16)));
+}
+template <typename T>
+inline void pack_keys(const T* const* keys, int64_t head_dim, float* out, int64_t out_stride) {
+  for (int64_t d = 0; d < head_dim; d += 32) {
+    const int64_t pairs = head_dim - d < 32 ? (head_dim - d) / 2 : 16;
+    const __mmask16 mask = __mmask16((1u << pairs) - 1);
+    __m512i x[16];
+    for (int i = 0; i < 16; ++i) x[i] = _mm512_maskz_loadu_epi32(mask, keys[i] + d);
+    transpose(x);
+    for (int64_t i = 0; i < pairs; ++i) {
+      Vec even, odd;
+      widen_pair(static_cast<const T*>(nullptr), x[i], even, odd);
+      store(out + (d + 2 * i) * out_stride, even);
+      store(out + (d + 2 * i + 1) * out_stride, odd);
+    }
+  }
+}
