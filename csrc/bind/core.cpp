@@ -6,11 +6,13 @@
 namespace py = pybind11;
 
 namespace stoker {
+void register_cpu_ops(py::module_& core);
 void register_sched(py::module_& core);
-}
+}  // namespace stoker
 
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.doc() = "Stoker's native core: scheduler, engine loop, simulator and CPU ops. Links neither torch nor CUDA.";
   stoker::register_attention_plan(m);
+  stoker::register_cpu_ops(m);
   stoker::register_sched(m);
 }

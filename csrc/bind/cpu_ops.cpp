@@ -4,9 +4,9 @@
 #include <pybind11/pybind11.h>
 
 #include <optional>
+#include <utility>
 
 #include "base/check.h"
-#include "bind/register.h"
 #include "bind/tensor_caster.h"
 #include "cpu/kernel_table.h"
 #include "cpu/ops.h"
@@ -16,6 +16,9 @@
 namespace py = pybind11;
 
 namespace stoker {
+
+void register_cpu_ops(py::module_& m);
+
 namespace {
 
 using cpu::Type;
@@ -112,7 +115,8 @@ void add_rms_norm(py::handle out_, py::handle residual_, py::handle x_, py::hand
   });
 }
 
-void activation_and_mul(const char* op, cpu::Activation activation, py::handle out_, py::handle x_) {
+void activation_and_mul(const char* op, cpu::Activation activation, py::handle out_,
+                        py::handle x_) {
   const TensorView out = view_of(out_, "out"), x = view_of(x_, "x");
   Dim tokens{"T"}, size{"F"};
   DTypeSlot type{"out"};
@@ -148,9 +152,9 @@ void check_cache(const TensorMatcher& match, const TensorView& k_cache, const Te
 }
 
 void rope_and_cache(py::handle q_, py::handle k_, py::handle v_, py::handle positions_,
-                    py::handle cos_sin_, py::handle k_cache_, py::handle v_cache_, py::handle slots_,
-                    py::handle q_norm_, py::handle k_norm_, double eps, double k_scale,
-                    double v_scale) {
+                    py::handle cos_sin_, py::handle k_cache_, py::handle v_cache_,
+                    py::handle slots_, py::handle q_norm_, py::handle k_norm_, double eps,
+                    double k_scale, double v_scale) {
   const TensorView q = view_of(q_, "q"), k = view_of(k_, "k"), v = view_of(v_, "v"),
                    positions = view_of(positions_, "positions"),
                    cos_sin = view_of(cos_sin_, "cos_sin"), k_cache = view_of(k_cache_, "k_cache"),
@@ -312,7 +316,8 @@ void sample(py::handle out_, py::handle logits_, py::handle records_, py::handle
   const TensorMatcher match("sample", kCpuDevice);
   match(logits, "logits", {rows, vocab}, free_strides(0)).dtype_in(kModelTypes);
   match(out, "out_tokens", {rows}).dtype(DType::int32);
-  match(records, "seats.records", {seats, int64_t(sizeof(cpu::SeatRecord) / 4)}).dtype(DType::int32);
+  match(records, "seats.records", {seats, int64_t(sizeof(cpu::SeatRecord) / 4)})
+      .dtype(DType::int32);
   match(bias_ids, "seats.bias_ids", {seats, bias_width}).dtype(DType::int32);
   match(bias_values, "seats.bias_values", {seats, bias_width}).dtype(DType::float32);
   match(stop_ids, "seats.stop_ids", {seats, stop_width}).dtype(DType::int32);
@@ -408,8 +413,9 @@ void check_pairs(const TensorMatcher& match, const TensorView& pairs, int64_t so
 }
 
 void copy_between(const BlockView& from, const BlockView& to, const TensorView& pairs) {
-  const cpu::BlockCopy copy{from.data,        to.data,          from.stride_bytes, to.stride_bytes,
-                            from.block_bytes, pairs.data<int32_t>(), pairs.size(0)};
+  const cpu::BlockCopy copy{from.data,       to.data,          from.stride_bytes,
+                            to.stride_bytes, from.block_bytes, pairs.data<int32_t>(),
+                            pairs.size(0)};
   run_kernel(double(copy.count) * double(copy.block_bytes) * 0.2, [&] { cpu::copy_blocks(copy); });
 }
 
@@ -421,7 +427,8 @@ void copy_blocks(py::handle cache_, py::handle pairs_) {
   copy_between(view, view, pairs);
 }
 
-void swap_blocks(py::handle device_cache_, py::handle host_cache_, py::handle pairs_, bool to_host) {
+void swap_blocks(py::handle device_cache_, py::handle host_cache_, py::handle pairs_,
+                 bool to_host) {
   const TensorView device_cache = view_of(device_cache_, "device_cache"),
                    host_cache = view_of(host_cache_, "host_cache"),
                    pairs = view_of(pairs_, "pairs");
@@ -480,10 +487,12 @@ void register_cpu_ops(py::module_& m) {
   ops.def("gather_tokens", &gather_tokens);
   ops.def("isa", [] { return cpu::kernels().isa; }, "The instruction set in use.");
   ops.def("isas", &isas, "What this processor has, best last.");
-  ops.def("set_isa", [](const char* name) { cpu::set_isa(name); },
-          "Chooses by name; '' is the best. For tests and measurements.");
+  ops.def(
+      "set_isa", [](const char* name) { cpu::set_isa(name); },
+      "Chooses by name; '' is the best. For tests and measurements.");
   ops.def("num_threads", &cpu::num_threads);
-  ops.def("set_num_threads", &cpu::set_num_threads, "How many threads an op may use; 0: torch's number.");
+  ops.def("set_num_threads", &cpu::set_num_threads,
+          "How many threads an op may use; 0: torch's number.");
   ops.def("thread_pool", &cpu::thread_pool, "'torch' (its OpenMP team) or 'own'.");
   ops.def("set_thread_pool", &cpu::set_thread_pool, "'auto', 'torch' or 'own'.");
 }

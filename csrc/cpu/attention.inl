@@ -1,9 +1,10 @@
-// Paged attention: one walk over the KV of one seat and KV head for up to kMaxRows (token, head) rows, with the online
-// softmax of Milakov & Gimelshein (2018) and FlashAttention (Dao et al., 2022), in base 2.
+// Paged attention: one walk over the KV of one seat and KV head for up to kMaxRows (token, head)
+// rows, with the online softmax of Milakov & Gimelshein (2018) and FlashAttention (Dao et al.,
+// 2022), in base 2.
 //
-// What a row computes depends on its own query, on the positions it sees and on nothing else: tiles and splits lie at
-// absolute positions, a row skips the tiles it does not see, and each split starts fresh and is merged in order.
-// Included inside a per-ISA anonymous namespace.
+// What a row computes depends on its own query, on the positions it sees and on nothing else: tiles
+// and splits lie at absolute positions, a row skips the tiles it does not see, and each split
+// starts fresh and is merged in order. Included inside a per-ISA anonymous namespace.
 
 constexpr float kMinusInfinity = -__builtin_inff();
 
@@ -98,8 +99,8 @@ inline void merge_row(float* total_out, float& total_max, float& total_sum, cons
   }
 }
 
-// The rows' softmax weights of one tile, in place of the scores, and how much what came before decays.
-// Row r sees positions [low, high) of the tile.
+// The rows' softmax weights of one tile, in place of the scores, and how much what came before
+// decays. Row r sees positions [low, high) of the tile.
 inline void weigh_row(const AttentionParams& p, Walk& w, int64_t r, int64_t low, int64_t high) {
   float* scores = w.scores + r * kTile;
   const Vec nothing = set1(kMinusInfinity);
@@ -123,12 +124,14 @@ inline void weigh_row(const AttentionParams& p, Walk& w, int64_t r, int64_t low,
   now = now > before ? now : before;
   if (bad) now = __builtin_nanf("");
   w.max[r] = now;
-  // Without this a row whose scores are all -inf would be NaN already here; it becomes NaN at its end, as softmax says.
+  // Without this a row whose scores are all -inf would be NaN already here; it becomes NaN at its
+  // end, as softmax says.
   const Vec shift = set1(now);
   Vec total = zero();
   for (int64_t c = 0; c < vecs; ++c) {
     if (c * kLanes >= high || (c + 1) * kLanes <= low) continue;
-    const Vec weight = keep_lanes(exp2(sub(x[c], shift)), low - c * kLanes, high - c * kLanes, zero());
+    const Vec weight =
+        keep_lanes(exp2(sub(x[c], shift)), low - c * kLanes, high - c * kLanes, zero());
     store(scores + c * kLanes, weight);
     total = add(total, weight);
   }
@@ -137,8 +140,9 @@ inline void weigh_row(const AttentionParams& p, Walk& w, int64_t r, int64_t low,
   w.sum[r] = __builtin_fmaf(w.sum[r], decay, sum(total));
 }
 
-// weights x values for rows [begin, end); row r sees [low(r), high(r)) of the tile. Rows of a block that see different
-// ends are walked one by one where they differ and together where they do not: each row's order is the same.
+// weights x values for rows [begin, end); row r sees [low(r), high(r)) of the tile. Rows of a block
+// that see different ends are walked one by one where they differ and together where they do not:
+// each row's order is the same.
 template <typename Values, typename Low, typename High>
 inline void add_values(Walk& w, int64_t begin, int64_t end, const Values& values, const Low& low,
                        const High& high) {
@@ -155,8 +159,8 @@ inline void add_values(Walk& w, int64_t begin, int64_t end, const Values& values
       for (int64_t i = r; i < r + rows; ++i) first |= low(i) < from;
       if (first) {
         for (int64_t i = r; i < r + rows; ++i) {
-          value_rows<1>(w.out + i * w.width, w.width, w.decay + i, w.scores + i * kTile, low(i), from,
-                        values, w.width);
+          value_rows<1>(w.out + i * w.width, w.width, w.decay + i, w.scores + i * kTile, low(i),
+                        from, values, w.width);
         }
         decay = w.ones;
       }
@@ -166,14 +170,14 @@ inline void add_values(Walk& w, int64_t begin, int64_t end, const Values& values
       });
       for (int64_t i = r; i < r + rows; ++i) {
         if (high(i) > to) {
-          value_rows<1>(w.out + i * w.width, w.width, w.ones, w.scores + i * kTile, to, high(i), values,
-                        w.width);
+          value_rows<1>(w.out + i * w.width, w.width, w.ones, w.scores + i * kTile, to, high(i),
+                        values, w.width);
         }
       }
     } else {
       for (int64_t i = r; i < r + rows; ++i) {
-        value_rows<1>(w.out + i * w.width, w.width, w.decay + i, w.scores + i * kTile, low(i), high(i),
-                      values, w.width);
+        value_rows<1>(w.out + i * w.width, w.width, w.decay + i, w.scores + i * kTile, low(i),
+                      high(i), values, w.width);
       }
     }
   }
@@ -200,7 +204,8 @@ inline void walk_tile(const AttentionParams& p, const AttentionItem& item, Walk&
     const int64_t left = p.window > 0 ? item.first_kv_len + r / w.heads - p.window - start : 0;
     return left > 0 ? left : 0;
   };
-  // Later tokens see more at the end and less at the beginning, so the rows that see something are one run.
+  // Later tokens see more at the end and less at the beginning, so the rows that see something are
+  // one run.
   int64_t begin = 0, end = w.rows;
   while (begin < end && high_of(begin) <= 0) begin += w.heads;
   while (begin < end && low_of(end - 1) >= kTile) end -= w.heads;
@@ -307,8 +312,8 @@ void walk(const AttentionParams& p, const AttentionItem& item, Walk& w) {
         partial[1] = w.sum[r];
         for (int64_t i = 0; i < w.width; ++i) partial[2 + i] = out[i];
       } else {
-        merge_row(w.total_out + r * w.width, w.total_max[r], w.total_sum[r], out, w.max[r], w.sum[r],
-                  w.width);
+        merge_row(w.total_out + r * w.width, w.total_max[r], w.total_sum[r], out, w.max[r],
+                  w.sum[r], w.width);
       }
     }
   }

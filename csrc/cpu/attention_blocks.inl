@@ -1,7 +1,9 @@
-// The two register blocks of attention: scores of some rows against packed keys, and weights times values.
+// The two register blocks of attention: scores of some rows against packed keys, and weights times
+// values.
 //
-// Every sum is one chain of fused multiply-adds in a fixed order (over the head's dimensions; over positions), so how many
-// rows or columns share a block changes nothing of any result. Included inside a per-ISA anonymous namespace.
+// Every sum is one chain of fused multiply-adds in a fixed order (over the head's dimensions; over
+// positions), so how many rows or columns share a block changes nothing of any result. Included
+// inside a per-ISA anonymous namespace.
 
 // scores[r][c] = sum over d of q[r][d] * keys[d][c] for kRows rows and kVecs vectors of positions.
 template <int64_t kRows, int64_t kVecs>
@@ -24,8 +26,8 @@ inline void score_block(const float* q, int64_t q_stride, const float* keys, int
   }
 }
 
-// out[r][c] = out[r][c] * decay[r] + sum over j in [begin, end) of weights[r][j] * value(j)[c], kVecs vectors of columns.
-// value(j) points to the row of V at position j of the tile.
+// out[r][c] = out[r][c] * decay[r] + sum over j in [begin, end) of weights[r][j] * value(j)[c],
+// kVecs vectors of columns. value(j) points to the row of V at position j of the tile.
 template <int64_t kRows, int64_t kVecs, typename Values>
 inline void value_block(float* out, int64_t out_stride, const float* decay, const float* weights,
                         int64_t begin, int64_t end, const Values& values, int64_t column) {
@@ -51,7 +53,8 @@ inline void value_block(float* out, int64_t out_stride, const float* decay, cons
   }
 }
 
-// Few rows take wide blocks, so that there are chains enough to hide the latency of the fused multiply-add.
+// Few rows take wide blocks, so that there are chains enough to hide the latency of the fused
+// multiply-add.
 template <int64_t kRows>
 constexpr int64_t vecs_for_rows() {
   constexpr int64_t most = kBlockRows * 2;

@@ -1,4 +1,5 @@
-// Cuts a batch of attention rows into walks for the threads. How it is cut changes no result, only who computes it.
+// Cuts a batch of attention rows into walks for the threads. How it is cut changes no result, only
+// who computes it.
 #include <algorithm>
 #include <vector>
 
@@ -30,7 +31,8 @@ struct Merge {
 
 int64_t attention_scratch_bytes(int64_t head_dim) {
   const int64_t width = padded(head_dim);
-  const int64_t floats = width * (3 * kMaxRows + 2 * kTile + 1) + kMaxRows * kTile + 6 * padded(kMaxRows);
+  const int64_t floats =
+      width * (3 * kMaxRows + 2 * kTile + 1) + kMaxRows * kTile + 6 * padded(kMaxRows);
   return floats * 4 + 64;
 }
 
@@ -43,7 +45,8 @@ double attention_work_ns(const AttentionParams& p, const AttentionRows& rows) {
     positions += length;
     pairs += length * double(tokens);
   }
-  // Measured on one AVX-512 core: 4 flops an element of a pair at about 60 GFLOP/s, and reading KV at about 10 GB/s.
+  // Measured on one AVX-512 core: 4 flops an element of a pair at about 60 GFLOP/s, and reading KV
+  // at about 10 GB/s.
   const double heads = double(p.kv_heads * p.group);
   const double element = p.cache_type == Type::float32 ? 4 : 2;
   return pairs * heads * double(p.head_dim) * 0.067 +
@@ -64,7 +67,8 @@ void paged_attention(const AttentionParams& p, const AttentionRows& rows, double
   }
   total *= p.kv_heads;
   // A single walk should not be more than this share of all, else the last thread works alone.
-  const int64_t longest_walk = threads > 1 ? std::max<int64_t>(total / (4 * threads), kSplit) : INT64_MAX;
+  const int64_t longest_walk =
+      threads > 1 ? std::max<int64_t>(total / (4 * threads), kSplit) : INT64_MAX;
 
   const int64_t heads_a_walk = std::min(p.group, kMaxRows);
   for (int64_t r = 0; r < rows.count; ++r) {
@@ -85,7 +89,8 @@ void paged_attention(const AttentionParams& p, const AttentionRows& rows, double
           item.num_heads = int32_t(heads);
           item.partials = nullptr;
           const int64_t longest = item.first_kv_len + item.num_tokens - 1;
-          const int64_t left = p.window > 0 ? std::max<int64_t>(0, item.first_kv_len - p.window) : 0;
+          const int64_t left =
+              p.window > 0 ? std::max<int64_t>(0, item.first_kv_len - p.window) : 0;
           item.split_begin = left / kSplit;
           item.split_end = splits_of(longest);
           const int64_t num_splits = item.split_end - item.split_begin;

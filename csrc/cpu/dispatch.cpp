@@ -1,4 +1,5 @@
-// Chooses the instruction set: the best that the processor and the operating system support, unless told otherwise.
+// Chooses the instruction set: the best that the processor and the operating system support, unless
+// told otherwise.
 #include <atomic>
 #include <cstdlib>
 #include <string>
@@ -66,7 +67,8 @@ int32_t supported_isas(const char* (&names)[4]) {
   return count;
 }
 
-// x, weights, candidates and spare of the row, the buckets, the sums of blocks, and rounding to 64 bytes.
+// x, weights, candidates and spare of the row, the buckets, the sums of blocks, and rounding to 64
+// bytes.
 int64_t sample_scratch_bytes(int64_t vocab) {
   const int64_t size = (vocab + 63) / 64 * 64;
   return size * 32 + 4096 * 12 + (size / 256 + 1) * 8 + 64;

@@ -1,4 +1,5 @@
-// The kernels of one instruction set, as pointers; which table is used is decided once, at run time.
+// The kernels of one instruction set, as pointers; which table is used is decided once, at run
+// time.
 #pragma once
 
 #include <cstdint>
@@ -31,10 +32,12 @@ const KernelTable& avx512_kernels();
 const KernelTable& avx512_bf16_kernels();
 #endif
 
-// The table in use: the best that the processor has, or what STOKER_CPU_ISA names (portable, avx2, avx512, avx512_bf16).
+// The table in use: the best that the processor has, or what STOKER_CPU_ISA names (portable, avx2,
+// avx512, avx512_bf16).
 const KernelTable& kernels();
 
-// Chooses by name, for tests and measurements; throws InvalidArgument naming what this processor has.
+// Chooses by name, for tests and measurements; throws InvalidArgument naming what this processor
+// has.
 void set_isa(const char* name);
 
 // Names of what this processor can run, best last; returns how many.

@@ -1,4 +1,5 @@
-// exp and what is made of it, on the vector vocabulary. Included inside a per-ISA anonymous namespace.
+// exp and what is made of it, on the vector vocabulary. Included inside a per-ISA anonymous
+// namespace.
 
 constexpr float kLog2e = 1.4426950408889634f;
 
@@ -15,7 +16,8 @@ inline Vec power_of_two(Vec whole, Vec f) {
   return scale_by_power(p, whole);
 }
 
-// 2^x: exactly 1 at 0; 0 below 2^-126, so that no denormal slows what follows; held at 2^127 above; NaN for NaN.
+// 2^x: exactly 1 at 0; 0 below 2^-126, so that no denormal slows what follows; held at 2^127 above;
+// NaN for NaN.
 inline Vec exp2(Vec x) {
   const Vec low = set1(-126.0f);
   const Vec bounded = min(set1(127.0f), max(low, x));

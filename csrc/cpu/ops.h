@@ -1,4 +1,5 @@
-// The CPU ops on raw pointers: each spreads its rows or walks over the threads and calls the kernels in use.
+// The CPU ops on raw pointers: each spreads its rows or walks over the threads and calls the
+// kernels in use.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +16,8 @@ struct AttentionRows {
   int64_t count;
 };
 
-// A guess of what the call costs on one thread, in ns: decides about threads and about giving up the GIL.
+// A guess of what the call costs on one thread, in ns: decides about threads and about giving up
+// the GIL.
 double attention_work_ns(const AttentionParams& params, const AttentionRows& rows);
 
 void paged_attention(const AttentionParams& params, const AttentionRows& rows, double work_ns);

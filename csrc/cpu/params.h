@@ -1,4 +1,5 @@
-// What each CPU kernel is told: one plain struct a kernel family, shapes in comments, strides in elements.
+// What each CPU kernel is told: one plain struct a kernel family, shapes in comments, strides in
+// elements.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +8,8 @@ namespace stoker::cpu {
 
 enum class Type : int32_t { float32, float16, bfloat16, float8_e4m3fn };
 
-// out, x [rows, inner]; rows may be (outer, heads) with two strides. Row r is outer r / heads, head r % heads.
+// out, x [rows, inner]; rows may be (outer, heads) with two strides. Row r is outer r / heads, head
+// r % heads.
 struct NormParams {
   void* out;
   const void* x;
@@ -33,10 +35,10 @@ struct ActivationParams {
 };
 
 struct RopeParams {
-  void* q;           // [tokens, q_heads, head_dim], changed in place
-  const void* k;     // [tokens, kv_heads, head_dim]
-  const void* v;     // [tokens, kv_heads, head_dim]
-  void* k_cache;     // [blocks, kv_heads, block_size, head_dim], first stride free
+  void* q;        // [tokens, q_heads, head_dim], changed in place
+  const void* k;  // [tokens, kv_heads, head_dim]
+  const void* v;  // [tokens, kv_heads, head_dim]
+  void* k_cache;  // [blocks, kv_heads, block_size, head_dim], first stride free
   void* v_cache;
   const void* q_norm;  // [head_dim] or null
   const void* k_norm;
@@ -50,18 +52,19 @@ struct RopeParams {
   Type type, cache_type;
 };
 
-// KV is walked in tiles of kTile positions and in splits of kSplit, both counted from position 0, whatever the batch.
+// KV is walked in tiles of kTile positions and in splits of kSplit, both counted from position 0,
+// whatever the batch.
 inline constexpr int64_t kTile = 64;
 inline constexpr int64_t kSplit = 512;
 // (token, head) pairs that share one walk over the KV.
 inline constexpr int64_t kMaxRows = 64;
 
 struct AttentionParams {
-  void* out;      // [tokens, q_heads, head_dim]
-  const void* q;  // [tokens, q_heads, head_dim]
+  void* out;            // [tokens, q_heads, head_dim]
+  const void* q;        // [tokens, q_heads, head_dim]
   const void* k_cache;  // [blocks, kv_heads, block_size, head_dim], first stride free
   const void* v_cache;
-  const int32_t* block_table;  // [seats, max_blocks]
+  const int32_t* block_table;                     // [seats, max_blocks]
   int64_t head_dim, block_size, kv_heads, group;  // group = q heads a KV head
   int64_t q_stride, q_head_stride, out_stride, out_head_stride;
   int64_t k_block_stride, v_block_stride, table_stride;
@@ -72,13 +75,15 @@ struct AttentionParams {
   Type type, cache_type;
 };
 
-// One walk: query tokens [token_begin, token_begin + num_tokens) of one seat, some heads of one KV head.
+// One walk: query tokens [token_begin, token_begin + num_tokens) of one seat, some heads of one KV
+// head.
 struct AttentionItem {
   int64_t token_begin, num_tokens;
-  int64_t first_kv_len;  // KV length that the first of these tokens sees; each next one sees one more
+  int64_t
+      first_kv_len;  // KV length that the first of these tokens sees; each next one sees one more
   int32_t seat;
   int32_t kv_head;
-  int32_t head_begin, num_heads;  // within the group
+  int32_t head_begin, num_heads;   // within the group
   int64_t split_begin, split_end;  // which splits to walk
   // Null: the item is whole, write `out`. Else: for each split, num_tokens * num_heads rows of
   // [max, sum, head_dim values], unmerged.

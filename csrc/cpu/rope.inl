@@ -1,5 +1,5 @@
-// q/k norm, rotary and the write of K and V to their slots, a head at a time. Included inside a per-ISA anonymous
-// namespace.
+// q/k norm, rotary and the write of K and V to their slots, a head at a time. Included inside a
+// per-ISA anonymous namespace.
 
 constexpr int64_t kMaxHeadDim = 512;
 

@@ -1,7 +1,9 @@
-// Sampling one row of logits without sorting the vocabulary. Included inside a per-ISA anonymous namespace.
+// Sampling one row of logits without sorting the vocabulary. Included inside a per-ISA anonymous
+// namespace.
 //
-// The row is scaled so that the best logit is 0; a ladder of cuts counts (or weighs) how much lies above each, the first
-// cut that holds enough gives the candidates, and only the candidates of the bucket that holds the border are sorted.
+// The row is scaled so that the best logit is 0; a ladder of cuts counts (or weighs) how much lies
+// above each, the first cut that holds enough gives the candidates, and only the candidates of the
+// bucket that holds the border are sorted.
 
 constexpr int64_t kSumBlock = 256;  // floats are summed in runs of this length, runs in double
 constexpr int64_t kBuckets = 4096;
@@ -139,7 +141,8 @@ inline bool adjust(const SampleParams& p, int64_t row, const SeatRecord& seat, f
   return true;
 }
 
-// x -> y = x / temperature - best, in place. `weighed`: also the sum of e^y above each cut, else only the counts.
+// x -> y = x / temperature - best, in place. `weighed`: also the sum of e^y above each cut, else
+// only the counts.
 template <bool weighed>
 inline void climb(float* x, int64_t size, float inverse_temperature, float top, Ladder& ladder) {
   const Vec factor = set1(inverse_temperature), shift = set1(top);
@@ -194,11 +197,13 @@ inline int64_t gather(const float* y, int64_t size, float cut, Candidate* out) {
 // e^y of each candidate.
 inline void weigh(const Candidate* candidates, int64_t count, float* weights) {
   for (int64_t i = 0; i < count; ++i) weights[i] = candidates[i].y;
-  for (int64_t i = count; i < (count + kLanes - 1) / kLanes * kLanes; ++i) weights[i] = kMinusInfinity;
+  for (int64_t i = count; i < (count + kLanes - 1) / kLanes * kLanes; ++i)
+    weights[i] = kMinusInfinity;
   for (int64_t i = 0; i < count; i += kLanes) store(weights + i, exp(load(weights + i)));
 }
 
-// Best first and, because each pass is stable, lower ids first on a tie. y <= 0, so its bits grow as it falls.
+// Best first and, because each pass is stable, lower ids first on a tie. y <= 0, so its bits grow
+// as it falls.
 inline void sort_candidates(Candidate* candidates, int64_t count, Candidate* spare) {
   if (count <= 32) {
     for (int64_t i = 1; i < count; ++i) {
@@ -212,7 +217,9 @@ inline void sort_candidates(Candidate* candidates, int64_t count, Candidate* spa
   Candidate *from = candidates, *to = spare;
   for (int shift = 0; shift < 32; shift += 8) {
     int64_t place[257] = {};
-    const auto digit = [&](const Candidate& c) { return bits_of(c.y + 0.0f) << 1 >> 1 >> shift & 255; };
+    const auto digit = [&](const Candidate& c) {
+      return bits_of(c.y + 0.0f) << 1 >> 1 >> shift & 255;
+    };
     for (int64_t i = 0; i < count; ++i) ++place[digit(from[i]) + 1];
     for (int i = 0; i < 256; ++i) place[i + 1] += place[i];
     for (int64_t i = 0; i < count; ++i) to[place[digit(from[i])]++] = from[i];
@@ -222,11 +229,12 @@ inline void sort_candidates(Candidate* candidates, int64_t count, Candidate* spa
   }
 }
 
-// The worst token that survives. At most `most` survive; and those whose betters weigh less than `share` of `whole`
-// (share >= 1: no such limit). The best one always survives. Needs 2 * count candidates of spare memory.
-inline Border find_border(const Candidate* candidates, const float* weights, int64_t count, int64_t most,
-                          float share, double whole, float cut, Candidate* spare, int32_t* buckets,
-                          double* bucket_weights) {
+// The worst token that survives. At most `most` survive; and those whose betters weigh less than
+// `share` of `whole` (share >= 1: no such limit). The best one always survives. Needs 2 * count
+// candidates of spare memory.
+inline Border find_border(const Candidate* candidates, const float* weights, int64_t count,
+                          int64_t most, float share, double whole, float cut, Candidate* spare,
+                          int32_t* buckets, double* bucket_weights) {
   const double limit = share < 1.0f ? double(share) * whole : 1e300;
   // Buckets of equal width over [-cut, 0]; wider for the one cut that has no end.
   float lowest = 0;
@@ -256,7 +264,8 @@ inline Border find_border(const Candidate* candidates, const float* weights, int
     before += buckets[b];
     weight_before += bucket_weights[b];
   }
-  // If the loop ran out, `border` is the last bucket in use and counts as passed over; look at it from its start.
+  // If the loop ran out, `border` is the last bucket in use and counts as passed over; look at it
+  // from its start.
   if (before == count) {
     before -= buckets[border];
     weight_before -= bucket_weights[border];
@@ -279,7 +288,8 @@ inline Border find_border(const Candidate* candidates, const float* weights, int
 }
 
 // The smallest id whose cumulative weight exceeds u of the whole, over survivors in order of id.
-inline int32_t draw(const Candidate* candidates, const float* weights, int64_t count, Border border, float u) {
+inline int32_t draw(const Candidate* candidates, const float* weights, int64_t count, Border border,
+                    float u) {
   const auto survives = [&](const Candidate& c) {
     return c.y > border.y || (c.y == border.y && c.id <= border.id);
   };
@@ -299,9 +309,10 @@ inline int32_t draw(const Candidate* candidates, const float* weights, int64_t c
   return last;
 }
 
-// The same over all tokens with y >= floor_, without a list of candidates. y is made from x on the way.
-inline int32_t draw_from_all(float* x, int64_t size, float inverse_temperature, float top, float cut, float u,
-                             double* block_weights) {
+// The same over all tokens with y >= floor_, without a list of candidates. y is made from x on the
+// way.
+inline int32_t draw_from_all(float* x, int64_t size, float inverse_temperature, float top,
+                             float cut, float u, double* block_weights) {
   const Vec factor = set1(inverse_temperature), shift = set1(top), floor_ = set1(-cut);
   double whole = 0;
   int64_t block = 0;
@@ -337,7 +348,8 @@ inline int32_t draw_from_all(float* x, int64_t size, float inverse_temperature, 
 
 // `before_adjusting`: log_softmax of the raw row, the sampled token's rank and the best tokens.
 template <typename T>
-void write_logprobs(const SampleParams& p, int64_t row, const T* raw, int32_t token, int64_t best, float* x) {
+void write_logprobs(const SampleParams& p, int64_t row, const T* raw, int32_t token, int64_t best,
+                    float* x) {
   const float top = widen_row(x, raw, p.vocab);
   const Vec shift = set1(top);
   const float sampled = x[token];
@@ -352,7 +364,8 @@ void write_logprobs(const SampleParams& p, int64_t row, const T* raw, int32_t to
   const Vec mine = set1(sampled);
   for (int64_t i = 0; i < p.vocab; i += kLanes) {
     const Vec v = load(x + i);
-    rank += __builtin_popcount(lanes_not_below(v, mine)) - __builtin_popcount(lanes_not_below(v, mine) & lanes_not_below(mine, v));
+    rank += __builtin_popcount(lanes_not_below(v, mine)) -
+            __builtin_popcount(lanes_not_below(v, mine) & lanes_not_below(mine, v));
   }
   const double log_whole = __builtin_log(whole) + double(top);
   p.logprob[row] = float(double(sampled) - log_whole);
@@ -364,7 +377,8 @@ void write_logprobs(const SampleParams& p, int64_t row, const T* raw, int32_t to
   float* values = p.top_logprobs + row * p.top_width;
   int64_t held = 0;
   for (int64_t i = 0; i < p.vocab; i += kLanes) {
-    uint32_t lanes = lanes_not_below(load(x + i), set1(held < best ? kMinusInfinity : values[best - 1]));
+    uint32_t lanes =
+        lanes_not_below(load(x + i), set1(held < best ? kMinusInfinity : values[best - 1]));
     for (; lanes; lanes &= lanes - 1) {
       const int64_t id = i + __builtin_ctz(lanes);
       const float v = x[id];
@@ -411,8 +425,8 @@ inline SampleScratch lay_out_sample(void* memory, int64_t vocab) {
   return s;
 }
 
-inline int32_t sample_adjusted(const SampleParams& p, int64_t row, const SeatRecord& seat, float best,
-                               const SampleScratch& s) {
+inline int32_t sample_adjusted(const SampleParams& p, int64_t row, const SeatRecord& seat,
+                               float best, const SampleScratch& s) {
   if (best == kMinusInfinity || best != best) return -1;
   if (seat.temperature < kGreedyBelow || best > kLargest) return first_equal(s.x, p.vocab, best);
   const float inverse_temperature = 1.0f / seat.temperature;
@@ -432,7 +446,8 @@ inline int32_t sample_adjusted(const SampleParams& p, int64_t row, const SeatRec
     while (rung + 1 < kCuts && ladder.count[rung] < seat.top_k) ++rung;
   } else {
     climb<true>(s.x, p.vocab, inverse_temperature, top, ladder);
-    // The margin covers the rounding of the sums, so that the border lies among the candidates for certain.
+    // The margin covers the rounding of the sums, so that the border lies among the candidates for
+    // certain.
     const double wanted = double(seat.top_p) * ladder.weight[kCuts - 1];
     while (rung + 1 < kCuts && ladder.weight[rung] * (1 - 1e-4) < wanted) ++rung;
   }
@@ -441,8 +456,8 @@ inline int32_t sample_adjusted(const SampleParams& p, int64_t row, const SeatRec
   weigh(s.candidates, count, s.weights);
   Border border{-kLargest, int32_t(p.vocab)};
   if (limited && count > seat.top_k) {
-    border = find_border(s.candidates, s.weights, count, seat.top_k, 1.0f, 0, cut, s.spare, s.buckets,
-                         s.bucket_weights);
+    border = find_border(s.candidates, s.weights, count, seat.top_k, 1.0f, 0, cut, s.spare,
+                         s.buckets, s.bucket_weights);
   }
   if (!shared) return draw(s.candidates, s.weights, count, border, u);
   // top-p looks at what top-k left.
@@ -455,8 +470,8 @@ inline int32_t sample_adjusted(const SampleParams& p, int64_t row, const SeatRec
     s.weights[kept++] = s.weights[i];
     if (limited) whole += double(s.weights[i]);
   }
-  border = find_border(s.candidates, s.weights, kept, kept, seat.top_p, whole, cut, s.spare, s.buckets,
-                       s.bucket_weights);
+  border = find_border(s.candidates, s.weights, kept, kept, seat.top_p, whole, cut, s.spare,
+                       s.buckets, s.bucket_weights);
   return draw(s.candidates, s.weights, kept, border, u);
 }
 

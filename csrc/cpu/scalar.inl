@@ -1,5 +1,6 @@
-// Element types and their conversion one at a time, for row tails and the portable kernels. Included inside a per-ISA
-// anonymous namespace: the include guards of headers must not let one instruction set's copy serve another.
+// Element types and their conversion one at a time, for row tails and the portable kernels.
+// Included inside a per-ISA anonymous namespace: the include guards of headers must not let one
+// instruction set's copy serve another.
 
 struct Bf16 {
   uint16_t bits;

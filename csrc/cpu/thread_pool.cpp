@@ -1,4 +1,5 @@
-// Finds torch's OpenMP at run time (no link dependency), and keeps a small pool for when there is none.
+// Finds torch's OpenMP at run time (no link dependency), and keeps a small pool for when there is
+// none.
 #include "cpu/thread_pool.h"
 
 #include <dlfcn.h>
@@ -19,13 +20,15 @@
 namespace stoker::cpu {
 namespace {
 
-// What we use of OpenMP's run-time library. libgomp exports these; so do LLVM's and Intel's, for programs built by gcc.
+// What we use of OpenMP's run-time library. libgomp exports these; so do LLVM's and Intel's, for
+// programs built by gcc.
 struct OpenMp {
   void (*parallel)(void (*)(void*), void*, unsigned threads, unsigned flags) = nullptr;
   int (*max_threads)() = nullptr;
 };
 
-// The path of the loaded library that serves torch: one named libgomp beside libtorch_cpu, else any libgomp.
+// The path of the loaded library that serves torch: one named libgomp beside libtorch_cpu, else any
+// libgomp.
 std::string loaded_openmp_path() {
   struct Found {
     std::string torch_folder, beside_torch, any;
@@ -185,8 +188,8 @@ void set_thread_pool(const char* name) {
   } else if (std::strcmp(name, "torch") == 0 && s.openmp.parallel) {
     s.choice.store(Choice::torch);
   } else {
-    throw InvalidArgument(std::string("set_thread_pool: '") + name +
-                          "' is not one of auto, own" + (s.openmp.parallel ? ", torch" : ""));
+    throw InvalidArgument(std::string("set_thread_pool: '") + name + "' is not one of auto, own" +
+                          (s.openmp.parallel ? ", torch" : ""));
   }
 }
 

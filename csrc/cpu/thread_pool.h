@@ -1,8 +1,9 @@
-// Runs a loop on several threads. The threads are torch's own OpenMP team where torch has loaded one (its threads spin
-// for a while after each of torch's loops, and a second pool would fight them for the cores), else a small pool of ours.
+// Runs a loop on several threads. The threads are torch's own OpenMP team where torch has loaded
+// one (its threads spin for a while after each of torch's loops, and a second pool would fight them
+// for the cores), else a small pool of ours.
 //
-// Any thread may call, several at once. In a forked child everything runs on the caller's thread: OpenMP teams do not
-// survive fork.
+// Any thread may call, several at once. In a forked child everything runs on the caller's thread:
+// OpenMP teams do not survive fork.
 #pragma once
 
 #include <cstddef>
@@ -11,16 +12,19 @@
 
 namespace stoker::cpu {
 
-// How many threads a loop may use: what set_num_threads said, else what OpenMP would take on this thread, else all cores.
+// How many threads a loop may use: what set_num_threads said, else what OpenMP would take on this
+// thread, else all cores.
 int num_threads();
 // 0: the default again. Throws InvalidArgument when negative.
 void set_num_threads(int count);
 
-// "torch" or "own". Set it by name for tests and measurements ("auto": the default); throws InvalidArgument.
+// "torch" or "own". Set it by name for tests and measurements ("auto": the default); throws
+// InvalidArgument.
 const char* thread_pool();
 void set_thread_pool(const char* name);
 
-// 64-byte aligned memory of the calling thread, at least `bytes`; the next call on the same thread may hand it out again.
+// 64-byte aligned memory of the calling thread, at least `bytes`; the next call on the same thread
+// may hand it out again.
 std::byte* thread_scratch(size_t bytes);
 
 namespace detail {
@@ -41,8 +45,9 @@ class TaskCounter {
   int64_t count_;
 };
 
-// body(task) for each task in [0, tasks), each on some thread, in no order; returns when all are done. The body must not
-// throw. `work_ns` is a guess of what it all costs on one thread: small work stays on the caller's thread.
+// body(task) for each task in [0, tasks), each on some thread, in no order; returns when all are
+// done. The body must not throw. `work_ns` is a guess of what it all costs on one thread: small
+// work stays on the caller's thread.
 template <typename Body>
 void parallel_for(int64_t tasks, double work_ns, Body&& body) {
   // Below this a wake-up costs more than it brings.

@@ -1,4 +1,5 @@
-// The vector vocabulary of the kernels on AVX2 with FMA and F16C: 8 floats. Included inside a per-ISA anonymous namespace.
+// The vector vocabulary of the kernels on AVX2 with FMA and F16C: 8 floats. Included inside a
+// per-ISA anonymous namespace.
 
 using Vec = __m256;
 constexpr int64_t kLanes = 8;
@@ -22,7 +23,8 @@ inline Vec round(Vec x) {
 }
 // x * 2^n for whole n in [-126, 127]
 inline Vec scale_by_power(Vec x, Vec n) {
-  const __m256i exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+  const __m256i exponent =
+      _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
   return _mm256_mul_ps(x, _mm256_castsi256_ps(exponent));
 }
 // x where a >= b, else 0
@@ -64,8 +66,7 @@ inline Vec load(const F16* p) {
 inline void store(Bf16* p, Vec x) {
   const __m256i bits = _mm256_castps_si256(x);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const __m256i rounded =
-      _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
   const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
   const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
   const __m256i high = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
@@ -97,7 +98,8 @@ inline void transpose(__m256i (&x)[8]) {
   for (int i = 0; i < 8; ++i) x[i] = y[i];
 }
 
-// keys[i][0, head_dim) for i in [0, kLanes) -> out[d * out_stride + i]. head_dim is a multiple of 8.
+// keys[i][0, head_dim) for i in [0, kLanes) -> out[d * out_stride + i]. head_dim is a multiple
+// of 8.
 inline void pack_keys(const float* const* keys, int64_t head_dim, float* out, int64_t out_stride) {
   for (int64_t d = 0; d < head_dim; d += 8) {
     __m256i x[8];
@@ -116,8 +118,8 @@ inline void widen_pair(const Bf16*, __m256i pair, Vec& even, Vec& odd) {
 }
 inline void widen_pair(const F16*, __m256i pair, Vec& even, Vec& odd) {
   const __m256i low = _mm256_and_si256(pair, _mm256_set1_epi32(0xffff));
-  const __m256i both = _mm256_permute4x64_epi64(
-      _mm256_packus_epi32(low, _mm256_srli_epi32(pair, 16)), 0xd8);
+  const __m256i both =
+      _mm256_permute4x64_epi64(_mm256_packus_epi32(low, _mm256_srli_epi32(pair, 16)), 0xd8);
   even = _mm256_cvtph_ps(_mm256_castsi256_si128(both));
   odd = _mm256_cvtph_ps(_mm256_extracti128_si256(both, 1));
 }

@@ -1,4 +1,5 @@
-// The vector vocabulary of the kernels on AVX-512: 16 floats. Included inside a per-ISA anonymous namespace.
+// The vector vocabulary of the kernels on AVX-512: 16 floats. Included inside a per-ISA anonymous
+// namespace.
 
 using Vec = __m512;
 constexpr int64_t kLanes = 16;
@@ -53,8 +54,7 @@ inline Vec load(const F16* p) {
 inline void store(Bf16* p, Vec x) {
   const __m512i bits = _mm512_castps_si512(x);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i rounded =
-      _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
   const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
   const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
   const __m512i high = _mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, nan, quiet), 16);

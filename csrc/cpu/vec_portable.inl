@@ -1,5 +1,5 @@
-// The vector vocabulary of the kernels in the compiler's own vectors: 4 floats, any processor that gcc or clang know.
-// Included inside a per-ISA anonymous namespace.
+// The vector vocabulary of the kernels in the compiler's own vectors: 4 floats, any processor that
+// gcc or clang know. Included inside a per-ISA anonymous namespace.
 
 typedef float Vec __attribute__((vector_size(16)));
 typedef int32_t IntVec __attribute__((vector_size(16)));
@@ -19,7 +19,9 @@ inline Vec sub(Vec a, Vec b) { return a - b; }
 inline Vec mul(Vec a, Vec b) { return a * b; }
 inline Vec div(Vec a, Vec b) { return a / b; }
 inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
-inline Vec select(IntVec mask, Vec a, Vec b) { return (Vec)((mask & (IntVec)a) | (~mask & (IntVec)b)); }
+inline Vec select(IntVec mask, Vec a, Vec b) {
+  return (Vec)((mask & (IntVec)a) | (~mask & (IntVec)b));
+}
 // The second where either is NaN.
 inline Vec max(Vec a, Vec b) { return select(a > b, a, b); }
 inline Vec min(Vec a, Vec b) { return select(a < b, a, b); }
