@@ -30,6 +30,7 @@ struct Walk {
   float *total_out, *total_max, *total_sum;  // of the splits before it
   float *decay, *ones;
   float* zero_row;
+  int32_t low[kMaxRows], high[kMaxRows];  // which positions of the tile each row sees
 };
 
 inline int64_t padded(int64_t n) { return (n + 15) / 16 * 16; }
@@ -79,8 +80,8 @@ inline void start_split(Walk& w) {
 }
 
 // Adds one partial of one row to its total. A row that saw nothing of the split is left as it is.
-inline void merge_row(float* total_out, float& total_max, float& total_sum, const float* out,
-                      float max_, float sum_, int64_t width) {
+[[gnu::noinline]] void merge_row(float* total_out, float& total_max, float& total_sum,
+                                 const float* out, float max_, float sum_, int64_t width) {
   if (sum_ == 0.0f) return;
   if (total_sum == 0.0f) {
     total_max = max_;
@@ -101,7 +102,8 @@ inline void merge_row(float* total_out, float& total_max, float& total_sum, cons
 
 // The rows' softmax weights of one tile, in place of the scores, and how much what came before
 // decays. Row r sees positions [low, high) of the tile.
-inline void weigh_row(const AttentionParams& p, Walk& w, int64_t r, int64_t low, int64_t high) {
+[[gnu::noinline]] void weigh_row(const AttentionParams& p, Walk& w, int64_t r, int64_t low,
+                                 int64_t high) {
   float* scores = w.scores + r * kTile;
   const Vec nothing = set1(kMinusInfinity);
   const Vec scale = set1(p.soft_cap > 0 ? p.score_scale / p.soft_cap : p.score_scale * kLog2e);
@@ -140,45 +142,37 @@ inline void weigh_row(const AttentionParams& p, Walk& w, int64_t r, int64_t low,
   w.sum[r] = __builtin_fmaf(w.sum[r], decay, sum(total));
 }
 
-// weights x values for rows [begin, end); row r sees [low(r), high(r)) of the tile. Rows of a block
-// that see different ends are walked one by one where they differ and together where they do not:
-// each row's order is the same.
-template <typename Values, typename Low, typename High>
-inline void add_values(Walk& w, int64_t begin, int64_t end, const Values& values, const Low& low,
-                       const High& high) {
+// weights x values for rows [begin, end); row r sees [w.low[r], w.high[r]) of the tile. Rows of a
+// block that see different ends are walked one by one where they differ and together where they do
+// not: each row's order is the same.
+template <typename Values>
+[[gnu::noinline]] void add_values(Walk& w, int64_t begin, int64_t end, const Values& values) {
+  const auto add_one = [&](int64_t row, const float* decay, int64_t from, int64_t to) {
+    value_rows<1>(w.out + row * w.width, w.width, decay, w.scores + row * kTile, from, to, values,
+                  w.width);
+  };
   for (int64_t r = begin; r < end; r += kBlockRows) {
     const int64_t rows = end - r < kBlockRows ? end - r : kBlockRows;
     int64_t from = 0, to = kTile;
     for (int64_t i = r; i < r + rows; ++i) {
-      if (low(i) > from) from = low(i);
-      if (high(i) < to) to = high(i);
+      if (w.low[i] > from) from = w.low[i];
+      if (w.high[i] < to) to = w.high[i];
+    }
+    if (from >= to) {
+      for (int64_t i = r; i < r + rows; ++i) add_one(i, w.decay + i, w.low[i], w.high[i]);
+      continue;
     }
     const float* decay = w.decay + r;
-    if (from < to) {
-      bool first = false;
-      for (int64_t i = r; i < r + rows; ++i) first |= low(i) < from;
-      if (first) {
-        for (int64_t i = r; i < r + rows; ++i) {
-          value_rows<1>(w.out + i * w.width, w.width, w.decay + i, w.scores + i * kTile, low(i),
-                        from, values, w.width);
-        }
-        decay = w.ones;
-      }
-      with_rows(rows, [&](auto count) {
-        value_rows<count.value>(w.out + r * w.width, w.width, decay, w.scores + r * kTile, from, to,
-                                values, w.width);
-      });
-      for (int64_t i = r; i < r + rows; ++i) {
-        if (high(i) > to) {
-          value_rows<1>(w.out + i * w.width, w.width, w.ones, w.scores + i * kTile, to, high(i),
-                        values, w.width);
-        }
-      }
-    } else {
-      for (int64_t i = r; i < r + rows; ++i) {
-        value_rows<1>(w.out + i * w.width, w.width, w.decay + i, w.scores + i * kTile, low(i),
-                      high(i), values, w.width);
-      }
+    if (w.low[r] < from) {  // earlier tokens see more at the beginning
+      for (int64_t i = r; i < r + rows; ++i) add_one(i, w.decay + i, w.low[i], from);
+      decay = w.ones;
+    }
+    with_rows(rows, [&](auto count) {
+      value_rows<count.value>(w.out + r * w.width, w.width, decay, w.scores + r * kTile, from, to,
+                              values, w.width);
+    });
+    for (int64_t i = r; i < r + rows; ++i) {
+      if (w.high[i] > to) add_one(i, w.ones, to, w.high[i]);
     }
   }
 }
@@ -188,6 +182,16 @@ inline void prefetch_rows(const K* const* rows, int64_t count, int64_t bytes) {
   for (int64_t i = 0; i < count; ++i) {
     const char* line = reinterpret_cast<const char*>(rows[i]);
     for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(line + b, 0, 2);
+  }
+}
+
+[[gnu::noinline]] void score_all(Walk& w, int64_t begin, int64_t end, int64_t positions) {
+  for (int64_t r = begin; r < end; r += kBlockRows) {
+    const int64_t rows = end - r < kBlockRows ? end - r : kBlockRows;
+    with_rows(rows, [&](auto count) {
+      score_rows<count.value>(w.q + r * w.width, w.width, w.keys, w.head_dim, positions,
+                              w.scores + r * kTile);
+    });
   }
 }
 
@@ -233,14 +237,12 @@ inline void walk_tile(const AttentionParams& p, const AttentionItem& item, Walk&
     pack_keys(keys + j, p.head_dim, w.keys + j, kTile);
   }
 
-  for (int64_t r = begin; r < end; r += kBlockRows) {
-    const int64_t rows = end - r < kBlockRows ? end - r : kBlockRows;
-    with_rows(rows, [&](auto count) {
-      score_rows<count.value>(w.q + r * w.width, w.width, w.keys, p.head_dim, last,
-                              w.scores + r * kTile);
-    });
+  score_all(w, begin, end, last);
+  for (int64_t r = begin; r < end; ++r) {
+    w.low[r] = int32_t(low_of(r));
+    w.high[r] = int32_t(high_of(r));
+    weigh_row(p, w, r, w.low[r], w.high[r]);
   }
-  for (int64_t r = begin; r < end; ++r) weigh_row(p, w, r, low_of(r), high_of(r));
 
   if (end - begin > kBlockRows || p.head_dim != w.width) {
     for (int64_t j = first; j < last; ++j) {
@@ -250,9 +252,9 @@ inline void walk_tile(const AttentionParams& p, const AttentionItem& item, Walk&
       for (; d < p.head_dim; ++d) wide[d] = to_float(values[j][d]);
       for (; d < w.width; ++d) wide[d] = 0.0f;
     }
-    add_values(w, begin, end, WideValues{w.values, w.width}, low_of, high_of);
+    add_values(w, begin, end, WideValues{w.values, w.width});
   } else {
-    add_values(w, begin, end, CachedValues<K>{values}, low_of, high_of);
+    add_values(w, begin, end, CachedValues<K>{values});
   }
 }
 

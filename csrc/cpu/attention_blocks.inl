@@ -62,8 +62,8 @@ constexpr int64_t vecs_for_rows() {
 }
 
 template <int64_t kRows>
-inline void score_rows(const float* q, int64_t q_stride, const float* keys, int64_t head_dim,
-                       int64_t positions, float* scores) {
+[[gnu::noinline]] void score_rows(const float* q, int64_t q_stride, const float* keys,
+                                  int64_t head_dim, int64_t positions, float* scores) {
   constexpr int64_t tile_vecs = kTile / kLanes;
   constexpr int64_t wanted = vecs_for_rows<kRows>();
   constexpr int64_t vecs = wanted < tile_vecs ? wanted : tile_vecs;
@@ -73,8 +73,9 @@ inline void score_rows(const float* q, int64_t q_stride, const float* keys, int6
 }
 
 template <int64_t kRows, typename Values>
-inline void value_rows(float* out, int64_t out_stride, const float* decay, const float* weights,
-                       int64_t begin, int64_t end, const Values& values, int64_t columns) {
+[[gnu::noinline]] void value_rows(float* out, int64_t out_stride, const float* decay,
+                                  const float* weights, int64_t begin, int64_t end,
+                                  const Values& values, int64_t columns) {
   constexpr int64_t vecs = vecs_for_rows<kRows>();
   int64_t c = 0;
   for (; c + vecs * kLanes <= columns; c += vecs * kLanes) {

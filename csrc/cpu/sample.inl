@@ -88,7 +88,8 @@ inline int32_t first_equal(const float* x, int64_t size, float value) {
 }
 
 // Grammar mask, logit bias, stop tokens banned early, penalties: whether anything may have changed.
-inline bool adjust(const SampleParams& p, int64_t row, const SeatRecord& seat, float* x) {
+[[gnu::noinline]] bool adjust(const SampleParams& p, int64_t row, const SeatRecord& seat,
+                              float* x) {
   bool changed = false;
   const int32_t mask_row = p.mask ? p.mask_row[row] : -1;
   if (mask_row >= 0) {
@@ -144,7 +145,8 @@ inline bool adjust(const SampleParams& p, int64_t row, const SeatRecord& seat, f
 // x -> y = x / temperature - best, in place. `weighed`: also the sum of e^y above each cut, else
 // only the counts.
 template <bool weighed>
-inline void climb(float* x, int64_t size, float inverse_temperature, float top, Ladder& ladder) {
+[[gnu::noinline]] void climb(float* x, int64_t size, float inverse_temperature, float top,
+                             Ladder& ladder) {
   const Vec factor = set1(inverse_temperature), shift = set1(top);
   Vec floor_[kCuts];
   for (int64_t c = 0; c < kCuts; ++c) {
@@ -204,7 +206,7 @@ inline void weigh(const Candidate* candidates, int64_t count, float* weights) {
 
 // Best first and, because each pass is stable, lower ids first on a tie. y <= 0, so its bits grow
 // as it falls.
-inline void sort_candidates(Candidate* candidates, int64_t count, Candidate* spare) {
+[[gnu::noinline]] void sort_candidates(Candidate* candidates, int64_t count, Candidate* spare) {
   if (count <= 32) {
     for (int64_t i = 1; i < count; ++i) {
       const Candidate moving = candidates[i];
@@ -232,9 +234,10 @@ inline void sort_candidates(Candidate* candidates, int64_t count, Candidate* spa
 // The worst token that survives. At most `most` survive; and those whose betters weigh less than
 // `share` of `whole` (share >= 1: no such limit). The best one always survives. Needs 2 * count
 // candidates of spare memory.
-inline Border find_border(const Candidate* candidates, const float* weights, int64_t count,
-                          int64_t most, float share, double whole, float cut, Candidate* spare,
-                          int32_t* buckets, double* bucket_weights) {
+[[gnu::noinline]] Border find_border(const Candidate* candidates, const float* weights,
+                                     int64_t count, int64_t most, float share, double whole,
+                                     float cut, Candidate* spare, int32_t* buckets,
+                                     double* bucket_weights) {
   const double limit = share < 1.0f ? double(share) * whole : 1e300;
   // Buckets of equal width over [-cut, 0]; wider for the one cut that has no end.
   float lowest = 0;
@@ -288,8 +291,8 @@ inline Border find_border(const Candidate* candidates, const float* weights, int
 }
 
 // The smallest id whose cumulative weight exceeds u of the whole, over survivors in order of id.
-inline int32_t draw(const Candidate* candidates, const float* weights, int64_t count, Border border,
-                    float u) {
+[[gnu::noinline]] int32_t draw(const Candidate* candidates, const float* weights, int64_t count,
+                               Border border, float u) {
   const auto survives = [&](const Candidate& c) {
     return c.y > border.y || (c.y == border.y && c.id <= border.id);
   };
@@ -311,8 +314,8 @@ inline int32_t draw(const Candidate* candidates, const float* weights, int64_t c
 
 // The same over all tokens with y >= floor_, without a list of candidates. y is made from x on the
 // way.
-inline int32_t draw_from_all(float* x, int64_t size, float inverse_temperature, float top,
-                             float cut, float u, double* block_weights) {
+[[gnu::noinline]] int32_t draw_from_all(float* x, int64_t size, float inverse_temperature,
+                                        float top, float cut, float u, double* block_weights) {
   const Vec factor = set1(inverse_temperature), shift = set1(top), floor_ = set1(-cut);
   double whole = 0;
   int64_t block = 0;
@@ -346,11 +349,9 @@ inline int32_t draw_from_all(float* x, int64_t size, float inverse_temperature, 
   return -1;
 }
 
-// `before_adjusting`: log_softmax of the raw row, the sampled token's rank and the best tokens.
-template <typename T>
-void write_logprobs(const SampleParams& p, int64_t row, const T* raw, int32_t token, int64_t best,
-                    float* x) {
-  const float top = widen_row(x, raw, p.vocab);
+// log_softmax of the raw row x (its maximum: top), the sampled token's rank and the best tokens.
+[[gnu::noinline]] void write_logprobs(const SampleParams& p, int64_t row, int32_t token,
+                                      int64_t best, const float* x, float top) {
   const Vec shift = set1(top);
   const float sampled = x[token];
   double whole = 0;
@@ -425,8 +426,9 @@ inline SampleScratch lay_out_sample(void* memory, int64_t vocab) {
   return s;
 }
 
-inline int32_t sample_adjusted(const SampleParams& p, int64_t row, const SeatRecord& seat,
-                               float best, const SampleScratch& s) {
+[[gnu::noinline]] int32_t sample_adjusted(const SampleParams& p, int64_t row,
+                                          const SeatRecord& seat, float best,
+                                          const SampleScratch& s) {
   if (best == kMinusInfinity || best != best) return -1;
   if (seat.temperature < kGreedyBelow || best > kLargest) return first_equal(s.x, p.vocab, best);
   const float inverse_temperature = 1.0f / seat.temperature;
@@ -490,7 +492,8 @@ void sample_row(const SampleParams& p, int64_t row, void* memory) {
   }
   p.out_tokens[row] = token;
   if (p.logprob && seat.num_logprobs >= 0 && token >= 0) {
-    write_logprobs(p, row, raw, token, seat.num_logprobs, s.x);
+    const float top = widen_row(s.x, raw, p.vocab);  // once more: the row was changed
+    write_logprobs(p, row, token, seat.num_logprobs, s.x, top);
   }
 }
 
