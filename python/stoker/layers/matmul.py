@@ -34,7 +34,7 @@ class WideningMatmul:
     thread at a time may use it.
     """
 
-    min_rows = 8
+    min_rows = 16
     _piece = 1 << 20  # elements: 4 MB of float32
 
     def __init__(self) -> None:
