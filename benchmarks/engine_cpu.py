@@ -59,10 +59,9 @@ Generate = Callable[[list[list[int]], int], int]
 
 
 def stoker(shape: dict[str, Any], batch: int) -> Generate:
-    from stoker.sampling_params import SamplingParams
-
     from stoker.config import EngineConfig
     from stoker.engine.engine import Engine
+    from stoker.sampling_params import SamplingParams
 
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(shape))

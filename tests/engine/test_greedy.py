@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from stoker.sampling_params import SamplingParams
 
 from stoker.config import EngineConfig
 from stoker.engine.engine import Engine
+from stoker.sampling_params import SamplingParams
 from support import checkpoints
 
 AMPLE, SHORT = 2800, 120

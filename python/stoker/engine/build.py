@@ -11,7 +11,7 @@ import torch
 
 from stoker.config import EngineConfig, GenerationConfig, ModelConfig
 from stoker.engine import checkpoint, weights
-from stoker.engine.forward import CpuForward
+from stoker.engine.forward import Forward
 from stoker.engine.kv_cache import KVPool, default_cpu_budget, gib, kv_groups, num_blocks_for_memory
 from stoker.engine.model_runner import ModelRunner
 from stoker.engine.seats import CpuSeats
@@ -69,8 +69,15 @@ def build(config: EngineConfig) -> Parts:
     host_pools = [KVPool(group, model_config, num_host_blocks, dtype, device)] if num_host_blocks else []
     max_blocks = -(-max_len // config.block_size)
     seats = CpuSeats(sizes.max_num_seqs + 1, 1, max_blocks, model_config.vocab_size)
-    forward = CpuForward(
-        model, model_config, pool.layers, seats, sizes.max_num_batched_tokens, sizes.max_num_seqs, dtype
+    forward = Forward(
+        model,
+        model_config,
+        pool.layers,
+        seats,
+        sizes.max_num_batched_tokens,
+        sizes.max_num_seqs,
+        dtype,
+        device,
     )
     return Parts(
         str(folder),

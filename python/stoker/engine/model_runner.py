@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from stoker.engine.forward import CpuForward
+from stoker.engine.forward import Forward
+from stoker.engine.read_outputs import read_outputs
 from stoker.engine.seats import CpuSeats
 from stoker.engine.step_buffer import Layout, StepBuffer, TensorViews
 from stoker.engine.step_output import StepOutput
@@ -29,7 +30,7 @@ class ModelRunner:
 
     overlap_depth = 0
 
-    def __init__(self, forward: CpuForward, seats: CpuSeats, transfers: Transfers) -> None:
+    def __init__(self, forward: Forward, seats: CpuSeats, transfers: Transfers) -> None:
         self._forward = forward
         self._seats = seats
         self._transfers = transfers
@@ -39,8 +40,11 @@ class ModelRunner:
     def buffers(self, layout: Layout, count: int) -> list[npt.NDArray[np.uint8]]:
         """`count` zeroed buffers of layout.nbytes at a multiple of 64 bytes, with views made of each."""
         memories = [_aligned(layout.nbytes) for _ in range(count)]
-        buffers = [StepBuffer(memory, layout, self._seats.num_groups) for memory in memories]
-        self._ring = [(buffer, TensorViews(buffer)) for buffer in buffers]
+        groups = self._seats.num_groups
+        self._ring = [
+            (StepBuffer(memory, layout, groups), TensorViews(torch.from_numpy(memory), layout, groups))
+            for memory in memories
+        ]
         return memories
 
     def launch(self, index: int) -> None:
@@ -55,7 +59,10 @@ class ModelRunner:
                 if header.num_transfers:
                     self._transfers.run(buffer.transfers[: header.num_transfers], output)
                 if header.num_tokens:
-                    self._forward.run(header, buffer, views, output)
+                    hidden = self._forward.layers(
+                        header.num_tokens, header.num_rows, header.num_decode_rows, views
+                    )
+                    read_outputs(self._forward, hidden, header, buffer, views, output)
         except Exception as error:  # whatever a step can suffer ends that step only
             output.status = "failed"
             output.message = f"{type(error).__name__}: {error}"

@@ -132,12 +132,21 @@ class StepBuffer:
 
 
 class TensorViews:
-    """Torch views of a host step buffer, by how many tokens, rows and output rows a step has; each made
-    once.
+    """A step's sections as tensors on one device, cut to how many tokens, rows and output rows a step has.
+
+    `memory` is the whole buffer as uint8 on that device. Each cut is made once.
     """
 
-    def __init__(self, buffer: StepBuffer) -> None:
-        self._buffer = buffer
+    def __init__(self, memory: torch.Tensor, layout: Layout, num_groups: int) -> None:
+        def ints(name: str) -> torch.Tensor:
+            begin, count, size = layout.sections[name]
+            return memory[begin : begin + size * count].view(torch.int32)
+
+        self._token_ids, self._positions = ints("token_ids"), ints("positions")
+        self._slots = ints("slots").view(num_groups, -1)
+        self._row = ints("row_seat"), ints("row_indptr"), ints("row_kv_len")
+        self._out = ints("out_token"), ints("out_seat"), ints("out_position")
+        self.seat_changes = ints("seat_changes").view(-1, 20)
         self._tokens: dict[int, tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]] = {}
         self._rows: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
         self._outs: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
@@ -146,9 +155,7 @@ class TensorViews:
         """token_ids, positions [n]; slots [n] of each group."""
         views = self._tokens.get(n)
         if views is None:
-            b = self._buffer
-            slots = [torch.from_numpy(row[:n]) for row in b.slots]
-            views = (torch.from_numpy(b.token_ids[:n]), torch.from_numpy(b.positions[:n]), slots)
+            views = (self._token_ids[:n], self._positions[:n], [row[:n] for row in self._slots])
             self._tokens[n] = views
         return views
 
@@ -156,24 +163,14 @@ class TensorViews:
         """row_seat [n], row_indptr [n + 1], row_kv_len [n]."""
         views = self._rows.get(n)
         if views is None:
-            b = self._buffer
-            views = (
-                torch.from_numpy(b.row_seat[:n]),
-                torch.from_numpy(b.row_indptr[: n + 1]),
-                torch.from_numpy(b.row_kv_len[:n]),
-            )
-            self._rows[n] = views
+            seat, indptr, kv_len = self._row
+            views = self._rows[n] = (seat[:n], indptr[: n + 1], kv_len[:n])
         return views
 
     def outs(self, begin: int, end: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """out_token, out_seat, out_position of output rows [begin, end)."""
         views = self._outs.get((begin, end))
         if views is None:
-            b = self._buffer
-            views = (
-                torch.from_numpy(b.out_token[begin:end]),
-                torch.from_numpy(b.out_seat[begin:end]),
-                torch.from_numpy(b.out_position[begin:end]),
-            )
-            self._outs[begin, end] = views
+            token, seat, position = self._out
+            views = self._outs[begin, end] = (token[begin:end], seat[begin:end], position[begin:end])
         return views

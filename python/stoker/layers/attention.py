@@ -81,6 +81,6 @@ class Attention:
             scale=self.scale,
             window=self.window,
             num_decode_rows=ctx.num_decode_rows,
-            plan=ctx.plan,
+            plan=None if ctx.plans is None else ctx.plans[self.window],
         )
         self.output(room.hidden, room.attention_flat)

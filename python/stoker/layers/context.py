@@ -5,10 +5,14 @@ room to work in.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 
 from stoker.config import ModelConfig
+
+AttentionPlans: TypeAlias = dict[int, Any]
+"""Window -> what paged_attention takes as `plan`."""
 
 
 @dataclass(slots=True)
@@ -31,8 +35,8 @@ class StepContext:
     kv_caches: list[tuple[torch.Tensor, torch.Tensor]]
     """k_cache, v_cache of each layer: [num_blocks, num_kv_heads, block_size, head_dim]."""
     activations: Activations
-    plan: torch.Tensor | None = None
-    """The attention work list on the device; CPU ops balance by themselves."""
+    plans: AttentionPlans | None = None
+    """The attention work lists on the device, by window; CPU ops balance by themselves."""
 
 
 class Activations:

@@ -1,0 +1,125 @@
+"""What is read from a step's hidden rows, on the host: tokens, logprobs, scores, pooled vectors. Waits for the device."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from stoker.engine.forward import Forward
+from stoker.engine.step_buffer import POOL, SAMPLE, SCORE, StepBuffer, StepHeader, TensorViews
+from stoker.engine.step_output import StepLogprobs, StepOutput
+from stoker.ops import LogprobBuffers
+
+
+def read_outputs(
+    forward: Forward,
+    hidden: torch.Tensor,
+    header: StepHeader,
+    buffer: StepBuffer,
+    views: TensorViews,
+    output: StepOutput,
+) -> None:
+    """Reads the output rows of `forward.layers`' result, writes sampled tokens back to the seats and fills `output`."""
+    count = header.num_outs
+    if count == 0:
+        return
+    if header.num_sampled_rows == count <= forward.max_rows:
+        seats = buffer.out_seat[:count]
+        wanted = forward.seats.logprobs_wanted(seats)
+        _, logits, sampled = forward.logits(hidden, views, 0, count)
+        output.tokens, output.logprobs = _drawn(forward, logits, sampled, views, 0, wanted)
+        if output.tokens.min() < 0:
+            output.row_failed = output.tokens < 0
+        forward.seats.record(seats, output.tokens)
+    else:
+        _mixed_kinds(forward, hidden, count, buffer, views, output)
+
+
+def _drawn(
+    forward: Forward,
+    logits: torch.Tensor,
+    sampled: torch.Tensor,
+    views: TensorViews,
+    begin: int,
+    wanted: npt.NDArray[np.int32],
+) -> tuple[npt.NDArray[np.int32], StepLogprobs | None]:
+    """Tokens of output rows from `begin` on, and their logprobs where `wanted` (a count for each row) is not -1."""
+    buffers = forward.sample(logits, sampled, views, begin, begin + len(wanted), int(wanted.max()))
+    tokens = sampled.cpu().numpy().copy()
+    return tokens, None if buffers is None else _gathered(buffers, tokens, wanted)
+
+
+def _mixed_kinds(
+    forward: Forward,
+    hidden: torch.Tensor,
+    count: int,
+    buffer: StepBuffer,
+    views: TensorViews,
+    output: StepOutput,
+) -> None:
+    """Score and pool rows among the sampled ones, a few rows at a time."""
+    kinds = buffer.out_kind[:count]
+    tokens = np.full(count, -1, np.int32)
+    failed = np.zeros(count, bool)
+    scores = np.zeros(count, np.float32)
+    pooled: list[npt.NDArray[np.float32]] = []
+    pieces: list[StepLogprobs | None] = []
+    begins = range(0, count, forward.max_rows)
+    ends = [min(begin + forward.max_rows, count) for begin in begins]
+    for begin, end in zip(begins, ends, strict=True):
+        part = slice(begin, end)
+        rows, logits, sampled = forward.logits(hidden, views, begin, end)
+        wanted = np.where(kinds[part] == SAMPLE, forward.seats.logprobs_wanted(buffer.out_seat[part]), -1)
+        tokens[part], logprobs = _drawn(forward, logits, sampled, views, begin, wanted)
+        pieces.append(logprobs)
+        failed[part] = tokens[part] < 0
+        for row in np.flatnonzero(kinds[part] == SCORE):
+            wide = logits[row].float()
+            scores[begin + row] = float(wide[int(buffer.out_target[begin + row])] - wide.logsumexp(0))
+        pooled += [rows[row].float().cpu().numpy().copy() for row in np.flatnonzero(kinds[part] == POOL)]
+    sampled_rows = kinds == SAMPLE
+    forward.seats.record(buffer.out_seat[:count][sampled_rows], tokens[sampled_rows])
+    output.tokens = tokens[sampled_rows]
+    output.row_failed = failed if failed.any() else None
+    output.scores = scores if (kinds == SCORE).any() else None
+    output.pooled = np.stack(pooled) if pooled else None
+    output.logprobs = _joined(pieces, [end - begin for begin, end in zip(begins, ends, strict=True)])
+
+
+def _gathered(
+    buffers: LogprobBuffers, tokens: npt.NDArray[np.int32], wanted: npt.NDArray[np.int32]
+) -> StepLogprobs:
+    """From padded rows to candidates one after another: the sampled token, then the row's best."""
+    lengths = np.where(wanted >= 0, wanted + 1, 0)
+    indptr = np.zeros(len(tokens) + 1, np.int32)
+    np.cumsum(lengths, out=indptr[1:])
+    ids = np.empty(indptr[-1], np.int32)
+    values = np.empty(indptr[-1], np.float32)
+    ranks = np.zeros(len(tokens), np.int32)
+    top_ids, top = buffers.top_ids.cpu().numpy(), buffers.top_logprobs.cpu().numpy()
+    sampled, rank = buffers.sampled.cpu().numpy(), buffers.rank.cpu().numpy()
+    for row in np.flatnonzero(wanted >= 0):
+        begin, best = indptr[row], wanted[row]
+        ids[begin], values[begin], ranks[row] = tokens[row], sampled[row], rank[row]
+        ids[begin + 1 : begin + 1 + best] = top_ids[row, :best]
+        values[begin + 1 : begin + 1 + best] = top[row, :best]
+    return StepLogprobs(indptr, ids, values, ranks)
+
+
+def _joined(pieces: list[StepLogprobs | None], lengths: list[int]) -> StepLogprobs | None:
+    """Pieces over consecutive output rows as one; a piece without logprobs stands for empty rows."""
+    if not any(pieces):
+        return None
+    indptr = [np.zeros(1, np.int32)]
+    for piece, length in zip(pieces, lengths, strict=True):
+        base = indptr[-1][-1]
+        indptr.append(base + piece.indptr[1:] if piece else np.full(length, base, np.int32))
+    have = [piece for piece in pieces if piece]
+    ranks = [p.ranks if p else np.zeros(n, np.int32) for p, n in zip(pieces, lengths, strict=True)]
+    return StepLogprobs(
+        np.concatenate(indptr).astype(np.int32),
+        np.concatenate([p.token_ids for p in have]),
+        np.concatenate([p.logprobs for p in have]),
+        np.concatenate(ranks),
+    )
