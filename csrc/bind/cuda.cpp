@@ -1,6 +1,7 @@
 // stoker._cuda: the ops for NVIDIA GPUs. A table of contents; every function is in one of the files
 // it names.
 #include "bind/cuda_common.h"
+#include "bind/cuda_prefill.h"
 
 #include <string>
 
@@ -52,4 +53,5 @@ PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
       "inside.";
   stoker::register_cuda_ops(m);
   stoker::register_cuda_attention(m);
+  stoker::register_cuda_prefill(m);
 }

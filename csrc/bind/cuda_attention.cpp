@@ -4,6 +4,7 @@
 #include <cstddef>
 
 #include "bind/cuda_common.h"
+#include "bind/cuda_prefill.h"
 #include "cuda/decode.h"
 #include "sched/attention_plan.h"
 
@@ -175,17 +176,19 @@ void paged_attention(py::handle out, py::handle q, py::handle k_cache, py::handl
   int64_t decode_rows = num_decode_rows.is_none() ? 0 : num_decode_rows.cast<int64_t>();
   match.require(0 <= decode_rows && decode_rows <= rows.value, "num_decode_rows",
                 "must be between 0 and the number of rows");
-  const bool planned = !plan.is_none() && type.value != DType::float32 &&
-                       has_fast_decode(dim.value) && decode_rows > 0;
-  if (planned) {
+  const bool planned =
+      !plan.is_none() && type.value != DType::float32 && has_fast_decode(dim.value);
+  if (planned && decode_rows > 0) {
     run_decode(t, plan, match, scale, soft_cap, k_scale, v_scale, how);
   } else {
     decode_rows = 0;
   }
-  if (decode_rows < rows.value) {
-    run_plain(t, decode_rows, rows.value - decode_rows, scale, window, soft_cap, k_scale, v_scale,
-              how);
-  }
+  if (decode_rows == rows.value) return;
+  const PrefillTensors chunks{t.out,         t.q,        t.k_cache,    t.v_cache,
+                              t.block_table, t.row_seat, t.row_indptr, t.row_kv_len};
+  if (planned && run_prefill(chunks, plan, match, {scale, window, soft_cap}, how)) return;
+  run_plain(t, decode_rows, rows.value - decode_rows, scale, window, soft_cap, k_scale, v_scale,
+            how);
 }
 
 int32_t decode_workers(py::handle q, py::handle k_cache) {

@@ -190,61 +190,6 @@ int32_t AttentionPlanner::place(std::span<AttentionWork> work, std::span<int32_t
   return end;
 }
 
-int32_t AttentionPlanner::plan_prefill(std::span<const int32_t> row_indptr,
-                                       std::span<const int32_t> row_kv_len, int32_t num_decode_rows,
-                                       std::span<AttentionWork> work, int32_t begin,
-                                       int32_t* num_slots) {
-  *num_slots = 0;
-  const int32_t tile = geometry_.prefill_tile_tokens;
-  if (tile == 0) return begin;
-  const auto num_rows = int32_t(row_kv_len.size());
-  int32_t num_tiles = 0;
-  for (int32_t r = num_decode_rows; r < num_rows; ++r)
-    num_tiles += div_up(row_indptr[size_t(r) + 1] - row_indptr[size_t(r)], tile);
-  const bool share = num_tiles * geometry_.num_kv_heads < geometry_.num_prefill_workers;
-  const int32_t max_slots = prefill_slot_capacity(geometry_);
-  tiles_.clear();
-  for (int32_t r = num_decode_rows; r < num_rows; ++r) {
-    const int32_t tokens = row_indptr[size_t(r) + 1] - row_indptr[size_t(r)];
-    const int32_t kv_len = row_kv_len[size_t(r)];
-    if (kv_len <= 0) continue;
-    for (int32_t q = 0; q < tokens; q += tile) {
-      AttentionWork item{};
-      item.row = r;
-      item.q_begin = q;
-      item.q_count = std::min(tile, tokens - q);
-      const int32_t first_position = kv_len - tokens + q;
-      item.kv_begin = geometry_.window > 0 ? std::max(0, first_position - geometry_.window + 1) : 0;
-      item.kv_end = first_position + item.q_count;
-      item.kv_head = -1;
-      item.partial = -1;
-      const int32_t first_split = item.kv_begin / kPrefillSplit;
-      const int32_t splits = div_up(item.kv_end, kPrefillSplit) - first_split;
-      if (!share || splits < 2 || *num_slots + splits > max_slots) {
-        item.flags = 1 << 16;
-        tiles_.push_back(item);
-        continue;
-      }
-      const int32_t kv_begin = item.kv_begin, kv_end = item.kv_end;
-      item.partial = *num_slots;
-      *num_slots += splits;
-      for (int32_t s = 0; s < splits; ++s) {
-        item.kv_begin = std::max(kv_begin, (first_split + s) * kPrefillSplit);
-        item.kv_end = std::min(kv_end, (first_split + s + 1) * kPrefillSplit);
-        item.flags = s | splits << 16;
-        tiles_.push_back(item);
-      }
-    }
-  }
-  std::stable_sort(tiles_.begin(), tiles_.end(),
-                   [](const AttentionWork& a, const AttentionWork& b) {
-                     return a.kv_end - a.kv_begin > b.kv_end - b.kv_begin;
-                   });
-  check(work.size() >= size_t(begin) + tiles_.size(), "attention plan: the list is too small");
-  std::copy(tiles_.begin(), tiles_.end(), work.begin() + begin);
-  return begin + int32_t(tiles_.size());
-}
-
 AttentionPlan AttentionPlanner::plan(std::span<const int32_t> row_seat,
                                      std::span<const int32_t> row_indptr,
                                      std::span<const int32_t> row_kv_len, int32_t num_decode_rows,

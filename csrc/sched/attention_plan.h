@@ -57,7 +57,7 @@ struct AttentionGeometry {
   int32_t num_decode_workers = 0;  // the fixed grid of decode rows
   int32_t prefill_tile_tokens =
       0;  // query tokens of a prefill tile; 0: this step's chunks need no list
-  int32_t num_prefill_workers = 0;  // tiles are shared when there are fewer than this; 0: never
+  int32_t num_prefill_workers = 0;  // thread blocks that take tiles; 0: tiles stay whole
 };
 
 // What a plan used, and where its parts are.
@@ -84,12 +84,10 @@ class AttentionPlanner {
   static int32_t decode_slot_capacity(const AttentionGeometry& geometry) {
     return geometry.num_decode_workers * kMaxDecodeSplits;
   }
-  static int32_t prefill_slot_capacity(const AttentionGeometry& geometry) {
-    return geometry.num_prefill_workers * 2;
-  }
+  static int32_t prefill_slot_capacity(const AttentionGeometry& geometry);
 
   // Writes the list. work[w] is decode worker w's first item (row -1: none), its further ones are
-  // work[work_indptr[w] .. work_indptr[w + 1]); prefill tiles, heaviest first, are
+  // work[work_indptr[w] .. work_indptr[w + 1]); prefill tiles, longest rows first, are
   // work[work_indptr[W + 1] .. work_indptr[W + 2]), W = num_decode_workers. Decode rows come first,
   // one token each; rows with row_kv_len <= 0 are padding. Throws InternalError if a span is
   // smaller than its capacity requires.
@@ -123,7 +121,7 @@ class AttentionPlanner {
   std::vector<int64_t> load_;  // of each worker, in tokens
   std::vector<Piece> pieces_;
   std::vector<int32_t> next_;
-  std::vector<AttentionWork> tiles_;
+  std::vector<int32_t> order_;  // of prefill rows
   int64_t total_ = 0;
   int32_t num_slots_ = 0;
   // Where dealing stands: a row of rows_, its next unit, and the slots of the head that the last

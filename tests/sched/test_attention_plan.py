@@ -187,8 +187,8 @@ def test_prefill_tiles_cover_every_query_and_its_kv(decode, chunks, window, pref
     p = planner(4, 2, window, tile=32, prefill_workers=prefill_workers)
     _, tiles, (_, _, slots) = make(p, decode, chunks)
     assert slots <= p.prefill_slot_capacity
-    spans = [t[4] - t[3] for t in tiles]
-    assert spans == sorted(spans, reverse=True), "heaviest first"
+    lengths = [chunks[t[0] - len(decode)][1] for t in tiles]
+    assert lengths == sorted(lengths, reverse=True), "longest rows first"
     seen: dict[tuple[int, int], list] = {}
     for row, q_begin, q_count, kv_begin, kv_end, kv_head, partial, flags in tiles:
         assert kv_head == -1
@@ -211,6 +211,18 @@ def test_prefill_tiles_cover_every_query_and_its_kv(decode, chunks, window, pref
                 assert before[4] == after[3]
                 assert after[3] % 4096 == 0
     assert not seen
+
+
+def test_long_tiles_are_shared_only_where_workers_would_idle() -> None:
+    """A short chunk over a long context must not leave the device to a few workers; a long prompt needs no partials."""
+    p = planner(4, 8, tile=32, prefill_workers=132)
+    _, tiles, (_, _, slots) = make(p, [], [(16, 32768)])
+    assert [t[4] - t[3] for t in tiles] == [4096] * 8
+    assert slots == 8
+    for whole in ([(8192, 8192)], [(512, 8192)] * 16, [(512, 65536)], [(16, 4000)]):
+        _, tiles, (_, _, slots) = make(p, [], whole)
+        assert slots == 0
+        assert all(t[6] < 0 for t in tiles)
 
 
 def test_bad_arguments_are_refused() -> None:

@@ -19,7 +19,8 @@ class AttentionPlan:
     q and k_cache: tensors of the shapes, dtypes and device that will be used ([*, Hq, D] and
     [*, Hk, block_size, D]). early: the caller promises that the kernel launched just before paged_attention
     writes nothing that attention reads but q and the KV of this step's own tokens, so that older KV may be
-    fetched while it still runs.
+    fetched while it still runs. num_prefill_workers: thread blocks of the prefill kernel, 0 for as many as the
+    device runs at once; fewer leave multiprocessors to decode rows on another stream.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class AttentionPlan:
         window: int = 0,
         early: bool = False,
         num_workers: int | None = None,
+        num_prefill_workers: int = 0,
     ) -> None:
         from stoker import _core, _cuda
 
@@ -40,13 +42,15 @@ class AttentionPlan:
         self.early = early
         self.overlap = True
         self.num_workers = num_workers or _cuda.decode_workers(q, k_cache)
+        tile_tokens, sharing_workers = _cuda.prefill_geometry(q, k_cache)
+        self.num_prefill_workers = num_prefill_workers
         self.planner: Any = _core.AttentionPlanner(
             num_decode_heads=_cuda.decode_heads(heads, kv_heads),
             num_kv_heads=kv_heads,
             window=window,
             num_decode_workers=self.num_workers,
-            prefill_tile_tokens=0,
-            num_prefill_workers=0,
+            prefill_tile_tokens=tile_tokens,
+            num_prefill_workers=min(sharing_workers, num_prefill_workers or sharing_workers),
         )
         capacity = self.planner.work_capacity(max_rows, max_tokens)
         slots = self.planner.decode_slot_capacity
@@ -57,6 +61,13 @@ class AttentionPlan:
         self.work_indptr = torch.zeros(self.planner.indptr_size, dtype=torch.int32, device=device)
         self.workspace = torch.zeros(slots * words, dtype=torch.float32, device=device)
         self.counters = torch.zeros(slots, dtype=torch.int32, device=device)
+        # Without prefill tiles chunks are left to the plain kernel.
+        self.prefill_slots: int = self.planner.prefill_slot_capacity if tile_tokens > 0 else -1
+        self.prefill_workspace = torch.zeros(
+            _cuda.prefill_workspace_bytes(max(self.prefill_slots, 0), kv_heads, head_dim),
+            dtype=torch.uint8,
+            device=device,
+        )
 
     def update(
         self,
