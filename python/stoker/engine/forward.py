@@ -48,6 +48,8 @@ class Forward:
         self.max_rows = max_rows
         self._kv_caches = kv_caches
         self._activations = ActivationPool(config, max_num_batched_tokens, dtype, device)
+        self.hidden = self._activations.residual
+        """[max tokens, hidden]: where `layers` leaves its result."""
         self._tokens = torch.zeros(max_num_batched_tokens, dtype=torch.int32, device=device)
         self._token_views: dict[int, torch.Tensor] = {}
         self._rows = torch.zeros(max_rows, config.hidden_size, dtype=dtype, device=device)

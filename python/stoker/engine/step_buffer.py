@@ -108,6 +108,9 @@ class StepBuffer:
         self.token_ids = ints("token_ids")
         self.positions = ints("positions")
         self.slots = ints("slots").reshape(num_groups, -1)
+        begin, capacity, size = layout.sections["slots"]
+        self.end_of_slots = begin + capacity * size
+        """Bytes up to the end of what every row, token and output row may touch."""
         self.table_changes = ints("table_changes").reshape(-1, 4)
         self.seat_changes = ints("seat_changes").reshape(-1, 20)
         self.seat_data = ints("seat_data")

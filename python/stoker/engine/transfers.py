@@ -34,6 +34,7 @@ class Transfers:
         pool = self._pools[kind["group"]].blocks
         to_host = kind["destination_tier"] == HOST_TIER
         if kind["source_tier"] == kind["destination_tier"]:
-            copy_blocks(self._host_pools[kind["group"]].blocks if to_host else pool, pairs)
+            cache = self._host_pools[kind["group"]].blocks if to_host else pool
+            copy_blocks(cache, pairs.to(cache.device))
         else:
             swap_blocks(pool, self._host_pools[kind["group"]].blocks, pairs, to_host=bool(to_host))

@@ -1,0 +1,50 @@
+"""CUDA graphs: the layers for each bucket of decode rows, and head and sampler for each bucket of output rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+
+def default_buckets(max_num_seqs: int) -> list[int]:
+    """1, 2, 4, then steps of 8 up to 128, steps of 16 up to 512: at most an eighth of a step is padding from 64 on."""
+    sizes = [1, 2, 4, *range(8, 129, 8), *range(144, 513, 16)]
+    below = [size for size in sizes if size < max_num_seqs]
+    return [*below, min(max_num_seqs, 512)]
+
+
+class GraphSet:
+    """Graphs of one function, by bucket. `body(n)` does the work for n rows on the current stream, at fixed addresses."""
+
+    def __init__(self, body: Callable[[int], None], buckets: Sequence[int]) -> None:
+        self._body = body
+        self._buckets = sorted(buckets)
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+
+    def bucket(self, rows: int) -> int | None:
+        """The smallest bucket that holds `rows`; None: it is too many."""
+        return next((size for size in self._buckets if size >= rows), None)
+
+    def capture(self, stream: torch.cuda.Stream, pool: Any) -> float:
+        """Captures every bucket, the largest first, so that the smaller ones live in its memory. Seconds taken."""
+        began = time.perf_counter()
+        self._graphs.clear()
+        with torch.cuda.stream(stream):
+            for size in (self._buckets[0], self._buckets[-1]):
+                self._body(size)
+            stream.synchronize()
+            for size in reversed(self._buckets):
+                graph = torch.cuda.CUDAGraph()
+                graph.capture_begin(pool=pool)
+                self._body(size)
+                graph.capture_end()
+                self._graphs[size] = graph
+        stream.synchronize()
+        return time.perf_counter() - began
+
+    def replay(self, bucket: int) -> None:
+        """Launches one bucket's graph on the current stream."""
+        self._graphs[bucket].replay()

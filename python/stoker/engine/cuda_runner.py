@@ -1,0 +1,204 @@
+"""The executor of the engine loop on an NVIDIA GPU: one upload, one or two graph launches and one small download a step."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from stoker.engine.cuda_graphs import GraphSet
+from stoker.engine.cuda_plans import CudaPlans
+from stoker.engine.cuda_seats import CudaSeats
+from stoker.engine.cuda_step import DeviceStep, Front, HostStep
+from stoker.engine.forward import Forward
+from stoker.engine.model_runner import fill_result
+from stoker.engine.read_outputs import read_outputs
+from stoker.engine.step_buffer import BATCH_FULL, Layout, StepHeader
+from stoker.engine.step_output import StepOutput
+from stoker.engine.transfers import Transfers
+
+
+class CudaRunner:
+    """Launches steps on one stream and returns while they run (the protocol of `stoker._core.loop`'s executors).
+
+    A step of decode rows only replays a captured graph of its bucket; others run their layers op by op. Head and sampler
+    replay a graph of their own. Steps that want more than tokens (logprobs, scores, penalties' counts) are waited for at
+    launch. A CUDA error is fatal; any other exception fails its step.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        seats: CudaSeats,
+        transfers: Transfers,
+        plans: CudaPlans,
+        buckets: list[int],
+        overlap: bool,
+        enforce_eager: bool,
+    ) -> None:
+        self.overlap_depth = 1 if overlap else 0
+        self.capture_seconds = 0.0
+        self._forward = forward
+        self._seats = seats
+        self._transfers = transfers
+        self._plans = plans
+        self._eager = enforce_eager
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._ring: list[HostStep] = []
+        self._pending: deque[tuple[HostStep, StepHeader, StepOutput]] = deque()
+        self._layers = GraphSet(self._run_layers, buckets)
+        self._head = GraphSet(self._run_head, buckets)
+        self._hidden = forward.hidden
+        self._sampling_tables: tuple[int, ...] = ()
+
+    def buffers(self, layout: Layout, count: int) -> list[npt.NDArray[np.uint8]]:
+        """`count` pinned buffers; then captures the graphs, which read the device's copy of them."""
+        changes = layout.sections["table_changes"][1]
+        front = Front(self._plans.work_entries, self._plans.indptr_entries, len(self._plans.windows), changes)
+        groups, rows = self._seats.num_groups, self._forward.max_rows
+        self._ring = [HostStep(front, layout, groups, rows) for _ in range(count)]
+        self._device = DeviceStep(front, layout, groups, self._forward.sampled.device)
+        self._device_plans = self._plans.on_device(self._device)
+        # Graphs apply as many staged changes as decode rows can bring: a new block each, and its replacement.
+        self._graph_changes = min(changes, 2 * rows)
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
+            # An empty step, so that what runs below reads lists that say so.
+            self._plans.plan_nothing(self._ring[0])
+            self._device.upload(self._ring[0], front.nbytes)
+        if not self._eager:
+            with torch.inference_mode():
+                self._capture()
+        return [host.memory for host in self._ring]
+
+    def _capture(self) -> None:
+        pool = torch.cuda.graph_pool_handle()
+        self.capture_seconds = self._layers.capture(self._stream, pool)
+        self._capture_head(pool)
+
+    def _capture_head(self, pool: Any = None) -> None:
+        self._sampling_tables = self._table_addresses()
+        self.capture_seconds += self._head.capture(self._stream, pool or torch.cuda.graph_pool_handle())
+
+    def _table_addresses(self) -> tuple[int, ...]:
+        """What the sampler's graph has burnt in and the seat table may move when it grows."""
+        s = self._seats.sampling
+        counts = 0 if s.penalty_counts is None else s.penalty_counts.data_ptr()
+        return s.bias_ids.data_ptr(), s.bias_values.data_ptr(), s.stop_ids.data_ptr(), counts
+
+    def _run_layers(self, rows: int) -> None:
+        self._apply_changes(self._graph_changes)
+        self._forward.layers(rows, rows, rows, self._device.views, self._device_plans)
+
+    def _run_head(self, outs: int) -> None:
+        views = self._device.views
+        _, logits, sampled = self._forward.logits(self._hidden, views, 0, outs)
+        self._forward.sample(logits, sampled, views, 0, outs)
+        self._seats.record_on_device(views.outs(0, outs)[1], sampled)
+
+    def _apply_changes(self, count: int) -> None:
+        if count:
+            self._seats.scatter(self._device.change_index[:count], self._device.change_block[:count])
+
+    def launch(self, index: int) -> None:
+        """Starts the step in ring entry `index`."""
+        torch.cuda.set_stream(self._stream)  # of this thread: whoever drives the loop
+        host = self._ring[index]
+        header = host.buffer.header()
+        output = StepOutput(header.batch_id)
+        host.began.record(self._stream)
+        try:
+            with torch.inference_mode():
+                self._launch(host, header, output)
+        except Exception as error:
+            output.status = "fatal" if is_device_error(error) else "failed"
+            output.message = f"{type(error).__name__}: {error}"
+        host.ended.record(self._stream)
+        self._pending.append((host, header, output))
+
+    def _launch(self, host: HostStep, header: StepHeader, output: StepOutput) -> None:
+        self._seats.stage(header, host.buffer, host.change_index, host.change_block)
+        graph = self._graph_of(header)
+        simple = (
+            header.num_sampled_rows == header.num_outs <= self._forward.max_rows
+            and not self._seats.needs_host(host.buffer.out_seat[: header.num_outs])
+        )
+        head = self._head.bucket(header.num_outs) if simple and header.num_outs and not self._eager else None
+        host.pad(header, graph or 0, head or 0)
+        self._plans.plan(header, host)
+        self._device.upload(host, host.front_bytes + self._num_bytes(host, header))
+        if header.flags & BATCH_FULL:
+            self._seats.clear()
+        self._seats.apply_seats(header, host.buffer, self._device.views)
+        if graph is None:
+            self._apply_changes(header.num_table_changes)
+        if header.num_transfers:
+            self._transfers.run(host.buffer.transfers[: header.num_transfers], output)
+        if header.num_tokens == 0:
+            return
+        if graph is not None:
+            self._layers.replay(graph)
+        else:
+            self._forward.layers(
+                header.num_tokens,
+                header.num_rows,
+                header.num_decode_rows,
+                self._device.views,
+                self._device_plans,
+            )
+        if header.num_outs == 0:
+            return
+        if not simple:
+            hidden = self._hidden[: header.num_tokens]
+            read_outputs(self._forward, hidden, header, host.buffer, self._device.views, output)
+            return
+        if head is not None:
+            if self._sampling_tables != self._table_addresses():
+                self._capture_head()
+            self._head.replay(head)
+        else:
+            self._run_head(header.num_outs)
+        host.sampled[: header.num_outs].copy_(self._forward.sampled[: header.num_outs], non_blocking=True)
+
+    def _graph_of(self, header: StepHeader) -> int | None:
+        """The bucket of a step of decode rows only; None: it runs op by op."""
+        decodes_only = 0 < header.num_tokens == header.num_decode_rows == header.num_rows
+        if self._eager or not decodes_only or header.num_table_changes > self._graph_changes:
+            return None
+        return self._layers.bucket(header.num_tokens)
+
+    @staticmethod
+    def _num_bytes(host: HostStep, header: StepHeader) -> int:
+        """What must go up: what the scheduler used, and the padding, which may lie behind it."""
+        return max(header.used_bytes, host.buffer.end_of_slots)
+
+    def launch_sample(self, batch_id: int) -> None:
+        """For steps with grammar masks, which no batch asks for yet."""
+        raise NotImplementedError(f"batch {batch_id} asks for late masks; grammars are not built yet")
+
+    def ready(self) -> bool:
+        """Whether collect() would return at once."""
+        return not self._pending or bool(self._pending[0][0].ended.query())  # type: ignore[no-untyped-call]
+
+    def collect(self, result: Any) -> None:
+        """Waits for the oldest launched step, without the GIL, and fills `result`."""
+        host, header, output = self._pending.popleft()
+        try:
+            host.ended.synchronize()
+            output.device_time_ns = int(host.began.elapsed_time(host.ended) * 1e6)
+        except Exception as error:
+            output.status, output.message = "fatal", f"{type(error).__name__}: {error}"
+        if output.status == "ok" and output.tokens is None and header.num_outs:
+            output.tokens = host.sampled[: header.num_outs].numpy().copy()
+            if output.tokens.min() < 0:
+                output.row_failed = output.tokens < 0
+        fill_result(result, output)
+
+
+def is_device_error(error: Exception) -> bool:
+    """Whether the device is lost: every later call would fail too."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    return "CUDA error" in str(error) or type(error).__name__ == "AcceleratorError"
