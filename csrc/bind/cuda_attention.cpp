@@ -178,12 +178,16 @@ void paged_attention(py::handle out, py::handle q, py::handle k_cache, py::handl
                 "must be between 0 and the number of rows");
   const bool planned =
       !plan.is_none() && type.value != DType::float32 && has_fast_decode(dim.value);
+  // A caller that runs decode rows and chunks on two streams asks for one half at a time.
+  const auto wants = [&](const char* half) {
+    return !planned || py::getattr(plan, half, py::bool_(true)).cast<bool>();
+  };
   if (planned && decode_rows > 0) {
-    run_decode(t, plan, match, scale, soft_cap, k_scale, v_scale, how);
+    if (wants("run_decode")) run_decode(t, plan, match, scale, soft_cap, k_scale, v_scale, how);
   } else {
     decode_rows = 0;
   }
-  if (decode_rows == rows.value) return;
+  if (decode_rows == rows.value || !wants("run_prefill")) return;
   const PrefillTensors chunks{t.out,         t.q,        t.k_cache,    t.v_cache,
                               t.block_table, t.row_seat, t.row_indptr, t.row_kv_len};
   if (planned && run_prefill(chunks, plan, match, {scale, window, soft_cap}, how)) return;

@@ -55,3 +55,9 @@ def decode_heads(num_q_heads: int, num_kv_heads: int) -> int:
 
 def decode_slot_words(num_q_heads: int, num_kv_heads: int, head_dim: int) -> int:
     """float32 words of one decode slot of the workspace."""
+
+def prefill_geometry(q: torch.Tensor, k_cache: torch.Tensor) -> tuple[int, int]:
+    """(query tokens of a prefill tile, workers) for the planner; (0, 0) where no prefill kernel takes such tensors."""
+
+def prefill_workspace_bytes(num_slots: int, num_kv_heads: int, head_dim: int) -> int:
+    """Of a workspace that is zeroed once."""

@@ -7,6 +7,7 @@ same heads and window.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,6 +45,7 @@ class AttentionPlan:
         self.num_workers = num_workers or _cuda.decode_workers(q, k_cache)
         tile_tokens, sharing_workers = _cuda.prefill_geometry(q, k_cache)
         self.num_prefill_workers = num_prefill_workers
+        self.run_decode = self.run_prefill = True
         self.planner: Any = _core.AttentionPlanner(
             num_decode_heads=_cuda.decode_heads(heads, kv_heads),
             num_kv_heads=kv_heads,
@@ -68,6 +70,16 @@ class AttentionPlan:
             dtype=torch.uint8,
             device=device,
         )
+
+    def half(self, *, decode: bool) -> AttentionPlan:
+        """The same plan for the decode rows alone or the chunks alone: two calls on two streams run side by side.
+
+        Launch the chunks first, with few enough num_prefill_workers that the decode rows find multiprocessors: a
+        block of the Hopper prefill kernel fills one.
+        """
+        half = copy.copy(self)
+        half.run_decode, half.run_prefill = decode, not decode
+        return half
 
     def update(
         self,
