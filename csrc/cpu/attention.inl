@@ -340,6 +340,9 @@ void attention(const AttentionParams& p, const AttentionItem& item, float* scrat
     case Type::float16:
       walk<F16>(p, item, w);
       break;
+    case Type::float8_e4m3fn:
+      walk<F8>(p, item, w);
+      break;
     default:
       walk<float>(p, item, w);
   }

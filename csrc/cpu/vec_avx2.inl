@@ -63,6 +63,19 @@ inline Vec load(const Bf16* p) {
 inline Vec load(const F16* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
+inline Vec load(const F8* p) {
+  const __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  const __m256i rest = _mm256_and_si256(wide, _mm256_set1_epi32(0x7f));
+  const __m256i sign = _mm256_slli_epi32(_mm256_xor_si256(wide, rest), 24);
+  const __m256i normal =
+      _mm256_add_epi32(_mm256_slli_epi32(rest, 20), _mm256_set1_epi32(0x3c000000));
+  const __m256 denormal = _mm256_mul_ps(_mm256_cvtepi32_ps(rest), _mm256_set1_ps(0x1p-9f));
+  __m256i bits = _mm256_blendv_epi8(normal, _mm256_castps_si256(denormal),
+                                    _mm256_cmpgt_epi32(_mm256_set1_epi32(8), rest));
+  bits = _mm256_blendv_epi8(bits, _mm256_set1_epi32(0x7fc00000),
+                            _mm256_cmpeq_epi32(rest, _mm256_set1_epi32(0x7f)));
+  return _mm256_castsi256_ps(_mm256_or_si256(bits, sign));
+}
 inline void store(Bf16* p, Vec x) {
   const __m256i bits = _mm256_castps_si256(x);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
@@ -100,15 +113,23 @@ inline void transpose(__m256i (&x)[8]) {
 
 // keys[i][0, head_dim) for i in [0, kLanes) -> out[d * out_stride + i]. head_dim is a multiple
 // of 8.
-inline void pack_keys(const float* const* keys, int64_t head_dim, float* out, int64_t out_stride) {
+template <typename T>
+inline void pack_elements(const T* const* keys, int64_t head_dim, float* out, int64_t out_stride) {
   for (int64_t d = 0; d < head_dim; d += 8) {
     __m256i x[8];
     for (int i = 0; i < 8; ++i) {
-      x[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(keys[i] + d));
+      x[i] = _mm256_castps_si256(load(keys[i] + d));
     }
     transpose(x);
     for (int i = 0; i < 8; ++i) store(out + (d + i) * out_stride, _mm256_castsi256_ps(x[i]));
   }
+}
+
+inline void pack_keys(const float* const* keys, int64_t head_dim, float* out, int64_t out_stride) {
+  pack_elements(keys, head_dim, out, out_stride);
+}
+inline void pack_keys(const F8* const* keys, int64_t head_dim, float* out, int64_t out_stride) {
+  pack_elements(keys, head_dim, out, out_stride);
 }
 
 // 16-bit types travel through the transpose as pairs.

@@ -51,6 +51,22 @@ inline Vec load(const Bf16* p) {
 inline Vec load(const F16* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
+inline Vec widen_f8(__m128i raw) {
+  const __m512i wide = _mm512_cvtepu8_epi32(raw);
+  const __m512i rest = _mm512_and_si512(wide, _mm512_set1_epi32(0x7f));
+  const __m512i sign = _mm512_slli_epi32(_mm512_xor_si512(wide, rest), 24);
+  const __m512i normal =
+      _mm512_add_epi32(_mm512_slli_epi32(rest, 20), _mm512_set1_epi32(0x3c000000));
+  const __m512 denormal = _mm512_mul_ps(_mm512_cvtepi32_ps(rest), _mm512_set1_ps(0x1p-9f));
+  __m512i bits = _mm512_mask_mov_epi32(normal, _mm512_cmplt_epi32_mask(rest, _mm512_set1_epi32(8)),
+                                       _mm512_castps_si512(denormal));
+  bits = _mm512_mask_mov_epi32(bits, _mm512_cmpeq_epi32_mask(rest, _mm512_set1_epi32(0x7f)),
+                               _mm512_set1_epi32(0x7fc00000));
+  return _mm512_castsi512_ps(_mm512_or_si512(bits, sign));
+}
+inline Vec load(const F8* p) {
+  return widen_f8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
 inline void store(Bf16* p, Vec x) {
   const __m512i bits = _mm512_castps_si512(x);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
@@ -90,16 +106,31 @@ inline void transpose(__m512i (&x)[16]) {
   }
 }
 
+inline __m512i load_some(const float* p, __mmask16 lanes) {
+  return _mm512_maskz_loadu_epi32(lanes, p);
+}
+inline __m512i load_some(const F8* p, __mmask16 lanes) {
+  return _mm512_castps_si512(widen_f8(_mm_maskz_loadu_epi8(lanes, p)));
+}
+
 // keys[i][0, head_dim) for i in [0, kLanes) -> out[d * out_stride + i].
-inline void pack_keys(const float* const* keys, int64_t head_dim, float* out, int64_t out_stride) {
+template <typename T>
+inline void pack_elements(const T* const* keys, int64_t head_dim, float* out, int64_t out_stride) {
   for (int64_t d = 0; d < head_dim; d += 16) {
     const int64_t count = head_dim - d < 16 ? head_dim - d : 16;
     const __mmask16 mask = __mmask16((1u << count) - 1);
     __m512i x[16];
-    for (int i = 0; i < 16; ++i) x[i] = _mm512_maskz_loadu_epi32(mask, keys[i] + d);
+    for (int i = 0; i < 16; ++i) x[i] = load_some(keys[i] + d, mask);
     transpose(x);
     for (int64_t i = 0; i < count; ++i) _mm512_storeu_si512(out + (d + i) * out_stride, x[i]);
   }
+}
+
+inline void pack_keys(const float* const* keys, int64_t head_dim, float* out, int64_t out_stride) {
+  pack_elements(keys, head_dim, out, out_stride);
+}
+inline void pack_keys(const F8* const* keys, int64_t head_dim, float* out, int64_t out_stride) {
+  pack_elements(keys, head_dim, out, out_stride);
 }
 
 // 16-bit types travel through the transpose as pairs.

@@ -65,6 +65,7 @@ inline Vec load_scalars(const T* p) {
 }
 inline Vec load(const Bf16* p) { return load_scalars(p); }
 inline Vec load(const F16* p) { return load_scalars(p); }
+inline Vec load(const F8* p) { return load_scalars(p); }
 template <typename T>
 inline void store_scalars(T* p, Vec x) {
   for (int i = 0; i < 4; ++i) from_float(x[i], p[i]);

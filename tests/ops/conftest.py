@@ -1,0 +1,25 @@
+"""Every test of an op runs at each instruction set that this processor has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from stoker._core import cpu
+
+
+@pytest.fixture(params=cpu.isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    cpu.set_isa(request.param)
+    yield request.param
+    cpu.set_isa("")
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> Iterator[None]:
+    """Two threads, whatever the machine: so that the tests see the same cuts everywhere."""
+    cpu.set_num_threads(2)
+    yield
+    cpu.set_num_threads(0)
+    cpu.set_thread_pool("auto")
