@@ -169,7 +169,7 @@ def _cuda_runner(
     seats = CudaSeats(*place, device)
     forward = Forward(model, model.config, pool.layers, seats, tokens, seqs, dtype, device)
     q = torch.empty(1, model.config.num_attention_heads, model.config.head_dim, dtype=dtype, device=device)
-    plans = CudaPlans(model.config, q, pool.layers[0][0], seqs + 1, tokens)
+    plans = CudaPlans(model.config, q, pool.layers[0][0], seqs, tokens)
     buckets = list(config.cuda_graph_sizes or default_buckets(seqs))
     return CudaRunner(
         forward, seats, transfers, plans, buckets, config.overlap, enforce_eager=config.enforce_eager

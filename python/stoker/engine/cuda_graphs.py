@@ -1,4 +1,6 @@
-"""CUDA graphs: the layers for each bucket of decode rows, and head and sampler for each bucket of output rows."""
+"""CUDA graphs: the layers for each bucket of decode rows and for each bucket of tokens with prefill chunks among them, and
+head and sampler for each bucket of output rows.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,16 @@ import torch
 
 
 def default_buckets(max_num_seqs: int) -> list[int]:
-    """1, 2, 4, then steps of 8 up to 128, steps of 16 up to 512: at most an eighth of a step is padding from 64 on."""
+    """Rows of a decode step: 1, 2, 4, then steps of 8 up to 128, steps of 16 up to 512."""
     sizes = [1, 2, 4, *range(8, 129, 8), *range(144, 513, 16)]
     below = [size for size in sizes if size < max_num_seqs]
     return [*below, min(max_num_seqs, 512)]
+
+
+def mixed_buckets(max_num_batched_tokens: int) -> list[int]:
+    """Tokens of a step with prefill chunks: from 16 to 1024; longer steps hide their launches by themselves."""
+    sizes = [16, 32, 64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024]
+    return [size for size in sizes if size <= max_num_batched_tokens]
 
 
 class GraphSet:
@@ -32,6 +40,8 @@ class GraphSet:
         """Captures every bucket, the largest first, so that the smaller ones live in its memory. Seconds taken."""
         began = time.perf_counter()
         self._graphs.clear()
+        if not self._buckets:
+            return 0.0
         with torch.cuda.stream(stream):
             for size in (self._buckets[0], self._buckets[-1]):
                 self._body(size)

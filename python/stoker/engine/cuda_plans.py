@@ -22,11 +22,18 @@ class DevicePlan:
     work_indptr: torch.Tensor
     workspace: torch.Tensor
     counters: torch.Tensor
-    early: bool
+    prefill_workspace: torch.Tensor
+    prefill_slots: int
+    num_prefill_workers: int = 0
+    early: bool = False
+    overlap: bool = True
 
 
 class CudaPlans:
-    """A planner for each window that the model's layers use, and the workspace that one layer after another uses."""
+    """A planner for each window that the model's layers use, and the workspace that one layer after another uses.
+
+    `has_prefill`: chunks walk the list too. Else (float32, odd head dims) they are left to the plain kernel.
+    """
 
     def __init__(
         self,
@@ -38,8 +45,9 @@ class CudaPlans:
     ) -> None:
         native: Any = importlib.import_module("stoker._core")
         cuda: Any = importlib.import_module("stoker._cuda")
-
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        tile_tokens, sharing_workers = cuda.prefill_geometry(q, k_cache)
+        self.has_prefill: bool = tile_tokens > 0 and q.dtype != torch.float32
         self.windows = sorted({config.window(layer) for layer in range(config.num_hidden_layers)})
         self._planners: list[Any] = [
             native.AttentionPlanner(
@@ -47,8 +55,8 @@ class CudaPlans:
                 num_kv_heads=kv_heads,
                 window=window,
                 num_decode_workers=cuda.decode_workers(q, k_cache),
-                prefill_tile_tokens=0,
-                num_prefill_workers=0,
+                prefill_tile_tokens=tile_tokens,
+                num_prefill_workers=sharing_workers,
             )
             for window in self.windows
         ]
@@ -57,14 +65,24 @@ class CudaPlans:
         self.indptr_entries: int = first.indptr_size
         slots = first.decode_slot_capacity
         words = cuda.decode_slot_words(heads, kv_heads, config.head_dim)
+        self._prefill_slots: int = first.prefill_slot_capacity if tile_tokens > 0 else -1
+        prefill_bytes = cuda.prefill_workspace_bytes(max(self._prefill_slots, 0), kv_heads, config.head_dim)
         self._workspace = torch.zeros(slots * words, dtype=torch.float32, device=q.device)
         self._counters = torch.zeros(slots, dtype=torch.int32, device=q.device)
+        self._prefill_workspace = torch.zeros(prefill_bytes, dtype=torch.uint8, device=q.device)
 
     def on_device(self, step: DeviceStep) -> AttentionPlans:
         """The lists as every layer of every step reads them."""
         lists = zip(self.windows, step.work, step.work_indptr, strict=True)
         return {
-            window: DevicePlan(work, indptr, self._workspace, self._counters, early=False)
+            window: DevicePlan(
+                work,
+                indptr,
+                self._workspace,
+                self._counters,
+                self._prefill_workspace,
+                self._prefill_slots,
+            )
             for window, work, indptr in lists
         }
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from stoker.engine.cuda_graphs import GraphSet
+from stoker.engine.cuda_graphs import GraphSet, mixed_buckets
 from stoker.engine.cuda_plans import CudaPlans
 from stoker.engine.cuda_seats import CudaSeats
 from stoker.engine.cuda_step import DeviceStep, Front, HostStep
@@ -24,8 +24,8 @@ from stoker.engine.transfers import Transfers
 class CudaRunner:
     """Launches steps on one stream and returns while they run (the protocol of `stoker._core.loop`'s executors).
 
-    A step of decode rows only replays a captured graph of its bucket; others run their layers op by op. Head and sampler
-    replay a graph of their own. Steps that want more than tokens (logprobs, scores, penalties' counts) are waited for at
+    Layers replay a captured graph of the step's bucket, where there is one: of its rows if all of them decode, else of its
+    tokens. Longer steps run op by op. Head and sampler replay a graph of their own. Steps that want more than tokens (logprobs, scores, penalties' counts) are waited for at
     launch. A CUDA error is fatal; any other exception fails its step.
     """
 
@@ -49,7 +49,9 @@ class CudaRunner:
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._ring: list[HostStep] = []
         self._pending: deque[tuple[HostStep, StepHeader, StepOutput]] = deque()
-        self._layers = GraphSet(self._run_layers, buckets)
+        self._decode = GraphSet(self._run_decode, buckets)
+        mixed = mixed_buckets(forward.max_tokens) if plans.has_prefill and forward.max_rows > 1 else []
+        self._mixed = GraphSet(self._run_mixed, mixed)
         self._head = GraphSet(self._run_head, buckets)
         self._hidden = forward.hidden
         self._sampling_tables: tuple[int, ...] = ()
@@ -62,8 +64,8 @@ class CudaRunner:
         self._ring = [HostStep(front, layout, groups, rows) for _ in range(count)]
         self._device = DeviceStep(front, layout, groups, self._forward.sampled.device)
         self._device_plans = self._plans.on_device(self._device)
-        # Graphs apply as many staged changes as decode rows can bring: a new block each, and its replacement.
-        self._graph_changes = min(changes, 2 * rows)
+        # Graphs apply this many staged changes; a step with more of them runs op by op.
+        self._graph_changes = min(changes, max(2 * rows, 256))
         with torch.inference_mode(), torch.cuda.stream(self._stream):
             # An empty step, so that what runs below reads lists that say so.
             self._plans.plan_nothing(self._ring[0])
@@ -75,7 +77,8 @@ class CudaRunner:
 
     def _capture(self) -> None:
         pool = torch.cuda.graph_pool_handle()
-        self.capture_seconds = self._layers.capture(self._stream, pool)
+        self.capture_seconds = self._decode.capture(self._stream, pool)
+        self.capture_seconds += self._mixed.capture(self._stream, pool)
         self._capture_head(pool)
 
     def _capture_head(self, pool: Any = None) -> None:
@@ -88,9 +91,15 @@ class CudaRunner:
         counts = 0 if s.penalty_counts is None else s.penalty_counts.data_ptr()
         return s.bias_ids.data_ptr(), s.bias_values.data_ptr(), s.stop_ids.data_ptr(), counts
 
-    def _run_layers(self, rows: int) -> None:
+    def _run_decode(self, rows: int) -> None:
         self._apply_changes(self._graph_changes)
         self._forward.layers(rows, rows, rows, self._device.views, self._device_plans)
+
+    def _run_mixed(self, tokens: int) -> None:
+        # How many rows there are and which decode is in the lists: here it need only be some of each.
+        self._apply_changes(self._graph_changes)
+        rows = min(tokens, self._forward.max_rows)
+        self._forward.layers(tokens, rows, 1, self._device.views, self._device_plans)
 
     def _run_head(self, outs: int) -> None:
         views = self._device.views
@@ -120,26 +129,26 @@ class CudaRunner:
 
     def _launch(self, host: HostStep, header: StepHeader, output: StepOutput) -> None:
         self._seats.stage(header, host.buffer, host.change_index, host.change_block)
-        graph = self._graph_of(header)
+        graphs, bucket = self._graph_of(header)
         simple = (
             header.num_sampled_rows == header.num_outs <= self._forward.max_rows
             and not self._seats.needs_host(host.buffer.out_seat[: header.num_outs])
         )
         head = self._head.bucket(header.num_outs) if simple and header.num_outs and not self._eager else None
-        host.pad(header, graph or 0, head or 0)
+        host.pad(header, bucket, self._forward.max_rows, head or 0)
         self._plans.plan(header, host)
         self._device.upload(host, host.front_bytes + self._num_bytes(host, header))
         if header.flags & BATCH_FULL:
             self._seats.clear()
         self._seats.apply_seats(header, host.buffer, self._device.views)
-        if graph is None:
+        if graphs is None:
             self._apply_changes(header.num_table_changes)
         if header.num_transfers:
             self._transfers.run(host.buffer.transfers[: header.num_transfers], output)
         if header.num_tokens == 0:
             return
-        if graph is not None:
-            self._layers.replay(graph)
+        if graphs is not None:
+            graphs.replay(bucket)
         else:
             self._forward.layers(
                 header.num_tokens,
@@ -162,12 +171,14 @@ class CudaRunner:
             self._run_head(header.num_outs)
         host.sampled[: header.num_outs].copy_(self._forward.sampled[: header.num_outs], non_blocking=True)
 
-    def _graph_of(self, header: StepHeader) -> int | None:
-        """The bucket of a step of decode rows only; None: it runs op by op."""
-        decodes_only = 0 < header.num_tokens == header.num_decode_rows == header.num_rows
-        if self._eager or not decodes_only or header.num_table_changes > self._graph_changes:
-            return None
-        return self._layers.bucket(header.num_tokens)
+    def _graph_of(self, header: StepHeader) -> tuple[GraphSet | None, int]:
+        """The graphs and the bucket that the step's layers can replay; (None, 0): they run op by op."""
+        count = header.num_tokens
+        if self._eager or count == 0 or header.num_table_changes > self._graph_changes:
+            return None, 0
+        graphs = self._decode if count == header.num_decode_rows else self._mixed
+        bucket = graphs.bucket(count)
+        return (None, 0) if bucket is None else (graphs, bucket)
 
     @staticmethod
     def _num_bytes(host: HostStep, header: StepHeader) -> int:

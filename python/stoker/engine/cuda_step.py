@@ -51,16 +51,18 @@ class HostStep:
         self.began = _timing_event()
         self.ended = _timing_event()
 
-    def pad(self, header: StepHeader, tokens: int, outs: int) -> None:
-        """Makes rows, tokens and output rows beyond the step's harmless, up to a decode graph's bucket."""
+    def pad(self, header: StepHeader, tokens: int, max_rows: int, outs: int) -> None:
+        """Makes what lies between the step's own and a graph's bucket harmless: tokens, rows and output rows."""
         b, n = self.buffer, header.num_tokens
         if tokens > n:
             b.token_ids[n:tokens] = 0
             b.positions[n:tokens] = 0
             b.slots[:, n:tokens] = -1
-            b.row_seat[n:tokens] = 0
-            b.row_kv_len[n:tokens] = 0
-            b.row_indptr[n + 1 : tokens + 1] = n
+        rows, padded = header.num_rows, min(tokens, max_rows)
+        if padded > rows:
+            b.row_seat[rows:padded] = 0
+            b.row_kv_len[rows:padded] = 0
+            b.row_indptr[rows + 1 : padded + 1] = n
         if outs > header.num_outs:
             rest = slice(header.num_outs, outs)
             b.out_token[rest] = 0

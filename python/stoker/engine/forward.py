@@ -46,6 +46,7 @@ class Forward:
         self.model = model
         self.seats = seats
         self.max_rows = max_rows
+        self.max_tokens = max_num_batched_tokens
         self._kv_caches = kv_caches
         self._activations = ActivationPool(config, max_num_batched_tokens, dtype, device)
         self.hidden = self._activations.residual
