@@ -10,9 +10,8 @@ took = time.perf_counter() - start
 if "torch" in sys.modules:
     raise SystemExit("import stoker must not import torch")
 
-from stoker.scheduler import Req, Scheduler, SchedulerConfig  # noqa: E402
-
 from stoker import SamplingParams  # noqa: E402
+from stoker.scheduler import Req, Scheduler, SchedulerConfig  # noqa: E402
 
 scheduler = Scheduler(
     SchedulerConfig(num_blocks=64, block_size=16, max_num_seqs=4, max_num_batched_tokens=64)

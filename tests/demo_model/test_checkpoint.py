@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from stoker.demo_model import CHECKPOINT, load_tokenizer
 from tokenizers import Tokenizer
+
+from stoker.demo_model import CHECKPOINT, MODEL_NAME, load_tokenizer
+from stoker.engine.checkpoint import resolve
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -41,6 +43,11 @@ def test_files_are_small_and_complete() -> None:
         "tokenizer_config.json",
     }
     assert sum(sizes.values()) < 12e6
+
+
+def test_the_engine_finds_it_by_its_name() -> None:
+    """`LLM("stoker-demo")` must come to these very files."""
+    assert resolve(MODEL_NAME) == CHECKPOINT
 
 
 def test_weights_fit_the_config(config: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2
 import pytest
+
 from stoker.demo_model import (
     CHECKPOINT,
     RecallPrompt,

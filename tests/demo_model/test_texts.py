@@ -7,6 +7,7 @@ from collections import defaultdict
 from random import Random
 
 import pytest
+
 from stoker.demo_model import fact_tokens, load_tokenizer, recall_prompts, story_chats, story_prompts
 from stoker.demo_model.recall import FactMaker, recall_prompt
 from stoker.demo_model.stories import filler, make_story

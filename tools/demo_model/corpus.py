@@ -11,6 +11,7 @@ from random import Random
 from typing import Any
 
 import numpy as np
+
 from stoker.demo_model.chat import ANY_STORY_REQUESTS, SMALL_TALK, SYSTEM_TEXTS, story_request
 from stoker.demo_model.recall import Fact, FactMaker, ask
 from stoker.demo_model.stories import filler, make_story

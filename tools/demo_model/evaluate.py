@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 import torch
+
 from stoker.demo_model.recall import RecallPrompt, recall_prompt
 
 from .model import DemoModel

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
 from stoker.demo_model.recall import FactMaker
 from stoker.demo_model.words import (
     HE_ENDINGS,
@@ -17,7 +19,6 @@ from stoker.demo_model.words import (
     TOWN_ENDINGS,
     TOWN_STARTS,
 )
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from .corpus import END, SPECIAL_TOKENS, recall_document, story_document
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from stoker.config import EMBEDDED_MODEL, read_json
+from stoker.demo_model import CHECKPOINT
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -16,7 +17,7 @@ _FETCHED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
 def resolve(model: str, revision: str | None = None, download_dir: str | None = None) -> Path:
     """The checkpoint's folder on this machine. ValueError that says what was tried and what is allowed."""
     if model == EMBEDDED_MODEL:
-        return Path(__file__).parent.parent / "demo_model"
+        return CHECKPOINT
     path = Path(model).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
