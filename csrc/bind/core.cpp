@@ -8,6 +8,8 @@ namespace py = pybind11;
 namespace stoker {
 void register_cpu_ops(py::module_& core);
 void register_sched(py::module_& core);
+void register_loop(py::module_& core);
+void register_sim(py::module_& core);
 }  // namespace stoker
 
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
@@ -15,4 +17,6 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   stoker::register_attention_plan(m);
   stoker::register_cpu_ops(m);
   stoker::register_sched(m);
+  stoker::register_loop(m);
+  stoker::register_sim(m);
 }

@@ -3,6 +3,7 @@
 
 #include <array>
 
+#include "base/check.h"
 #include "bind/sched.h"
 
 namespace py = pybind11;
@@ -29,6 +30,13 @@ py::dtype dtype_of(Section section) {
     default:
       return py::dtype::of<int32_t>();
   }
+}
+
+Section section_of(std::string_view name) {
+  for (size_t i = 0; i < kNumSections; ++i) {
+    if (name == kSectionNames[i]) return static_cast<Section>(i);
+  }
+  throw InvalidArgument("a batch has no section '" + std::string(name) + "'");
 }
 
 py::dict sections_of(const BatchLayout& layout) {
@@ -80,6 +88,15 @@ void register_sched_batch(py::module_& m) {
   py::class_<BatchLayout>(m, "BatchLayout", "Where each section of a batch buffer lies.")
       .def_property_readonly("limits", &BatchLayout::limits)
       .def_property_readonly("nbytes", &BatchLayout::bytes)
+      .def_property_readonly("bytes", &BatchLayout::bytes)
+      .def(
+          "offset",
+          [](const BatchLayout& l, std::string_view name) { return l.offset(section_of(name)); },
+          py::arg("section"), "In bytes from the buffer's start.")
+      .def(
+          "capacity",
+          [](const BatchLayout& l, std::string_view name) { return l.capacity(section_of(name)); },
+          py::arg("section"), "In elements.")
       .def_property_readonly("header_bytes", [](const BatchLayout&) { return kHeaderBytes; })
       .def_property_readonly("sections", &sections_of,
                              "name -> (byte offset, capacity in elements, bytes an element)");

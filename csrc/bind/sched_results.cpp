@@ -48,7 +48,11 @@ void register_sched_results(py::module_& m) {
       .def_readwrite("pooled_width", &StepResult::pooled_width)
       .def_property(
           "status", [](const StepResult& r) { return name_of(r.status); },
-          [](StepResult& r, std::string_view text) { r.status = status_of(text); })
+          [](StepResult& r, const py::object& given) {
+            r.status = py::isinstance<py::int_>(given)
+                           ? status_of(name_of(static_cast<StepStatus>(given.cast<int>())))
+                           : status_of(given.cast<std::string>());
+          })
       .def_property(
           "row_status",
           [](const StepResult& r) {

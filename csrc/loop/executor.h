@@ -1,4 +1,5 @@
-// The one interface between the engine loop and whatever runs a step: the model runner, the simulator, the scripted executor.
+// The one interface between the engine loop and whatever runs a step: the model runner, the
+// simulator, the scripted executor.
 #pragma once
 
 #include <cstdint>
@@ -9,24 +10,27 @@
 
 namespace stoker {
 
-// Called by the loop's thread only, in the order launch, launch_sample, ..., collect; batches are collected in the order
-// of their launch. Nothing here may throw for what a step can suffer: that is StepResult's status.
+// Called by the loop's thread only, in the order launch, launch_sample, ..., collect; batches are
+// collected in the order of their launch. Nothing here may throw for what a step can suffer: that
+// is StepResult's status.
 class Executor {
  public:
   virtual ~Executor() = default;
 
-  // How many steps may be in flight while the next one is scheduled: 0 = none ahead, 1 = overlap by one.
+  // How many steps may be in flight while the next one is scheduled: 0 = none ahead, 1 = overlap by
+  // one.
   virtual int32_t overlap_depth() const = 0;
 
-  // Memory for ring entry `index` of overlap_depth() + 2 buffers of layout.bytes(), zeroed, 64-byte aligned, alive as long
-  // as the executor. Asked for once, before the first launch.
+  // Memory for ring entry `index` of overlap_depth() + 2 buffers of layout.bytes(), zeroed, 64-byte
+  // aligned, alive as long as the executor. Asked for once, before the first launch.
   virtual std::byte* buffer(int32_t index, const BatchLayout& layout) = 0;
 
-  // Starts the step and returns before the device is done. The buffer stays untouched until the step was collected.
+  // Starts the step and returns before the device is done. The buffer stays untouched until the
+  // step was collected.
   virtual void launch(const BatchBuffer& batch) = 0;
 
-  // Hands over what was not known at launch (grammar masks). Called once for each batch whose header asks for it;
-  // for the others launch() samples too.
+  // Hands over what was not known at launch (grammar masks). Called once for each batch whose
+  // header asks for it; for the others launch() samples too.
   virtual void launch_sample(BatchId batch_id) = 0;
 
   // Waits for the oldest launched step and fills `result`.

@@ -31,6 +31,7 @@ class BlockPool {
  public:
   explicit BlockPool(int32_t num_blocks);
 
+  const std::vector<BlockId>& free_blocks() const { return free_; }
   int32_t num_free() const { return static_cast<int32_t>(free_.size()); }
   int32_t num_cached() const { return counts_cached_; }
   int32_t num_draining() const { return counts_draining_; }

@@ -248,15 +248,21 @@ void Scheduler::withdraw(BatchId failed) {
   const auto is_gone = [&](EntryId e) {
     return std::find(gone.begin(), gone.end(), e) != gone.end();
   };
+  // A block may be begun in the failed step and published by a later one that fills it.
+  const auto& rows = steps_[static_cast<size_t>(failed) % steps_.size()].rows;
+  const auto ran = [&](ReqId id) {
+    return std::any_of(rows.begin(), rows.end(),
+                       [&](const RowRecord& row) { return row.req->id == id; });
+  };
   for (BatchId id = failed; id < next_batch_; ++id) {
-    for (const EntryId e : steps_[static_cast<size_t>(id) % steps_.size()].published) {
-      if (id == failed || is_gone(prefix_->parent(e))) gone.push_back(e);
+    for (const Published& p : steps_[static_cast<size_t>(id) % steps_.size()].published) {
+      if (id == failed || ran(p.by) || is_gone(prefix_->parent(p.entry))) gone.push_back(p.entry);
     }
   }
   for (size_t i = gone.size(); i > 0; --i) prefix_->withdraw(gone[i - 1]);
   for (BatchId id = failed; id < next_batch_; ++id) {
     auto& published = steps_[static_cast<size_t>(id) % steps_.size()].published;
-    std::erase_if(published, is_gone);
+    std::erase_if(published, [&](const Published& p) { return is_gone(p.entry); });
   }
   const std::vector<Req*> running = running_;
   for (Req* req : running) {

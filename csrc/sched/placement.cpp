@@ -162,7 +162,7 @@ void Scheduler::publish(Req& req, int32_t num_tokens, BatchId pending) {
       }
       const EntryId fresh = prefix_->insert(parent, tokens, scratch_blocks_, pending);
       if (pending > committed_)
-        steps_[static_cast<size_t>(pending) % steps_.size()].published.push_back(fresh);
+        steps_[static_cast<size_t>(pending) % steps_.size()].published.push_back({fresh, req.id});
     }
     ++req.published;
   }

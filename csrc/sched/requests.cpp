@@ -32,11 +32,9 @@ int64_t Scheduler::most_blocks(GroupId group, int64_t tokens) const {
 
 // can_ever_fit: whether the req could run alone to its end. Throws InvalidArgument with the numbers
 // if not.
-void Scheduler::check_request(const Req& req) const {
+void Scheduler::validate(const Req& req) const {
   const std::string who = "req '" + req.rid + "': ";
   if (req.state != ReqState::created) throw InvalidArgument(who + "was added before");
-  if (by_rid_.contains(req.rid) || children_.contains(req.rid))
-    throw InvalidArgument(who + "the rid is in use");
   if (req.prompt_len == 0) throw InvalidArgument(who + "the prompt is empty");
   const int32_t room = req.pool ? 0 : 1;
   if (req.prompt_len + room > config_.max_model_len) {
@@ -86,7 +84,10 @@ void Scheduler::check_request(const Req& req) const {
 }
 
 void Scheduler::add(const ReqPtr& req, TimeNs now) {
-  check_request(*req);
+  validate(*req);
+  if (by_rid_.contains(req->rid) || children_.contains(req->rid)) {
+    throw InvalidArgument("req '" + req->rid + "': the rid is in use");
+  }
   const int32_t n = req->params.n;
   if (config_.max_queued_reqs > 0 && waiting_.size() + n > config_.max_queued_reqs) {
     throw InvalidArgument(

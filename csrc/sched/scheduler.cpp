@@ -104,6 +104,10 @@ WaitReason Scheduler::explain(const Req& req) const {
   return {.code = WaitCode::queued};
 }
 
+const std::vector<BlockId>& Scheduler::free_blocks(GroupId group) const {
+  return pools_[static_cast<size_t>(group)].free_blocks();
+}
+
 BlockCounts Scheduler::block_counts(GroupId group) const {
   return pools_[static_cast<size_t>(group)].counts();
 }

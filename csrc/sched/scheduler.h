@@ -82,6 +82,9 @@ class Scheduler {
   const BatchLimits& limits() const { return limits_; }
   const BatchLayout& layout() const { return layout_; }
 
+  // Throws InvalidArgument for a req that can never run. Reads nothing but the configuration: any
+  // thread.
+  void validate(const Req& req) const;
   // Takes a req into the waiting queue. Throws InvalidArgument, and takes nothing, for what can
   // never run: an empty prompt, one over max_model_len, a token outside the vocabulary, more blocks
   // than the pool has, a rid in use, a full queue. With n > 1 the children `rid/0` .. `rid/n-1` are
@@ -117,6 +120,8 @@ class Scheduler {
   // The newest step's line of the trace, complete once schedule() has returned.
   const StepStats& last_stats() const { return stats_; }
   BlockCounts block_counts(GroupId group = 0) const;
+  // Blocks that hold nothing and that nobody may touch; for tests, which poison them.
+  const std::vector<BlockId>& free_blocks(GroupId group = 0) const;
   double new_token_ratio() const { return ratio_.value(); }
 
   // Throws InternalError if a block, seat or count is lost or in two hands; names the owner.
@@ -133,12 +138,16 @@ class Scheduler {
     int32_t first_score;  // prompt position of the first score row
     bool samples, pools;
   };
+  struct Published {
+    EntryId entry;
+    ReqId by;
+  };
   // A step in flight.
   struct StepRecord {
     BatchId batch_id = 0;
     int32_t num_outs = 0, num_sampled = 0;
     std::vector<RowRecord> rows;
-    std::vector<EntryId> published;  // withdrawn if the step fails
+    std::vector<Published> published;  // withdrawn if the step fails
   };
   struct Ended {  // kept until no step in flight names it and its end was told
     ReqPtr req;
@@ -199,7 +208,6 @@ class Scheduler {
 
   // requests.cpp
   void enroll(const ReqPtr& req, TimeNs now);
-  void check_request(const Req& req) const;
   void enqueue(Req& req);
   QueueKey key_of(const Req& req) const;
   int64_t blocks_for(GroupId group, int64_t tokens) const;

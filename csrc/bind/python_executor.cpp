@@ -1,0 +1,135 @@
+// The calls into a Python executor, and what becomes of its exceptions.
+#include "bind/python_executor.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/check.h"
+
+namespace stoker {
+
+namespace py = pybind11;
+
+PythonExecutor::PythonExecutor(py::object executor, int32_t min_depth)
+    : executor_(std::move(executor)) {
+  for (const char* name : {"overlap_depth", "buffers", "launch", "collect"}) {
+    if (!py::hasattr(executor_, name)) {
+      throw InvalidArgument(std::string("executor: has no attribute '") + name +
+                            "'; see stoker._core.loop for what an executor must have");
+    }
+  }
+  overlap_depth_ = executor_.attr("overlap_depth").cast<int32_t>();
+  if (overlap_depth_ < 0) {
+    throw InvalidArgument("executor.overlap_depth = " + std::to_string(overlap_depth_) +
+                          ": must be at least 0");
+  }
+  num_buffers_ = std::max(overlap_depth_, min_depth) + 2;
+  launch_ = executor_.attr("launch");
+  collect_ = executor_.attr("collect");
+}
+
+PythonExecutor::~PythonExecutor() {
+  const py::gil_scoped_acquire gil;
+  buffers_.clear();
+  kept_ = nullptr;
+  launch_ = py::object();
+  collect_ = py::object();
+  executor_ = py::object();
+}
+
+std::byte* PythonExecutor::buffer(int32_t index, const BatchLayout& layout) {
+  const py::gil_scoped_acquire gil;
+  if (buffers_.empty()) {
+    const int32_t n = num_buffers_;
+    const py::sequence given =
+        executor_.attr("buffers")(py::cast(layout, py::return_value_policy::copy), n);
+    if (py::len(given) != static_cast<size_t>(n)) {
+      throw InvalidArgument("executor.buffers returned " + std::to_string(py::len(given)) +
+                            " buffers; " + std::to_string(n) + " are needed");
+    }
+    std::vector<py::buffer_info> held;
+    for (const py::handle item : given) {
+      py::buffer_info info = py::reinterpret_borrow<py::buffer>(item).request(true);
+      const auto bytes = static_cast<size_t>(info.size * info.itemsize);
+      if (bytes < layout.bytes() || reinterpret_cast<uintptr_t>(info.ptr) % 64 != 0) {
+        throw InvalidArgument(
+            "executor.buffers: a buffer of " + std::to_string(bytes) +
+            " bytes; each must hold layout.bytes = " + std::to_string(layout.bytes()) +
+            " and begin at a multiple of 64 bytes");
+      }
+      std::memset(info.ptr, 0, layout.bytes());
+      held.push_back(std::move(info));
+    }
+    buffers_ = std::move(held);
+  }
+  return static_cast<std::byte*>(buffers_.at(static_cast<size_t>(index)).ptr);
+}
+
+void PythonExecutor::note(py::error_already_set& error, std::string& message, bool& fatal) {
+  message = error.what();
+  const py::object value = error.value();
+  fatal = value && py::hasattr(value, "fatal") && py::bool_(value.attr("fatal"));
+  if (!error.matches(PyExc_Exception)) kept_ = std::current_exception();
+}
+
+void PythonExecutor::launch(const BatchBuffer& batch) {
+  const py::gil_scoped_acquire gil;
+  int32_t index = 0;
+  while (buffers_[static_cast<size_t>(index)].ptr != batch.data()) ++index;
+  Launched launched{batch.header().batch_id, false, false, {}};
+  try {
+    launch_(index);
+  } catch (py::error_already_set& error) {
+    launched.failed = true;
+    note(error, launched.message, launched.fatal);
+  }
+  launched_.push_back(std::move(launched));
+}
+
+void PythonExecutor::launch_sample(BatchId batch_id) {
+  const py::gil_scoped_acquire gil;
+  try {
+    executor_.attr("launch_sample")(batch_id);
+  } catch (py::error_already_set& error) {
+    for (Launched& l : launched_) {
+      if (l.batch_id == batch_id) {
+        l.failed = true;
+        note(error, l.message, l.fatal);
+      }
+    }
+  }
+}
+
+void PythonExecutor::collect(StepResult& result) {
+  const py::gil_scoped_acquire gil;
+  check(!launched_.empty(), "collect without a launched step");
+  Launched launched = std::move(launched_.front());
+  launched_.pop_front();
+  result.clear();
+  result.batch_id = launched.batch_id;
+  if (!launched.failed) {
+    try {
+      collect_(py::cast(&result, py::return_value_policy::reference));
+    } catch (py::error_already_set& error) {
+      launched.failed = true;
+      note(error, launched.message, launched.fatal);
+    }
+  }
+  if (launched.failed) {
+    auto tickets = std::move(result.finished_transfers);
+    result.clear();
+    result.finished_transfers = std::move(tickets);
+    result.status = launched.fatal ? StepStatus::fatal : StepStatus::failed;
+    result.message = launched.message;
+  }
+  result.batch_id = launched.batch_id;
+}
+
+void PythonExecutor::raise_kept() {
+  if (kept_ == nullptr) return;
+  const std::exception_ptr kept = kept_;
+  kept_ = nullptr;
+  std::rethrow_exception(kept);
+}
+
+}  // namespace stoker

@@ -1,0 +1,385 @@
+// One turn of the loop, and the two ways to drive it.
+#include "loop/engine_loop.h"
+
+#include <algorithm>
+#include <exception>
+#include <utility>
+
+#include "base/check.h"
+
+namespace stoker {
+
+namespace {
+
+SchedulerConfig with_depth(SchedulerConfig config, const Executor& executor) {
+  config.overlap_depth = executor.overlap_depth();
+  return config;
+}
+
+// Once any token has logprobs, every token has an entry: those that came after the last one with
+// any have none.
+void pad_logprobs(Outputs& out) {
+  if (out.logprob_indptr.empty()) return;
+  out.logprob_indptr.resize(out.tokens.size() + 1, static_cast<int32_t>(out.logprob_ids.size()));
+  out.logprob_ranks.resize(out.tokens.size(), 0);
+}
+
+int32_t children(const Req& req) { return std::max(req.params.n, 1); }
+
+}  // namespace
+
+EngineLoop::EngineLoop(SchedulerConfig config, Executor& executor, LoopOptions options,
+                       Clock* clock)
+    : executor_(executor),
+      clock_(clock != nullptr ? *clock : steady_clock_),
+      options_(options),
+      scheduler_(with_depth(std::move(config), executor)),
+      trace_(static_cast<size_t>(std::max(options.trace_capacity, 1))) {
+  // One buffer more than can be in flight: the newest result's batch may still be looked at.
+  for (int32_t i = 0; i < executor.overlap_depth() + 2; ++i) {
+    ring_.emplace_back(&scheduler_.layout(), executor.buffer(i, scheduler_.layout()));
+  }
+}
+
+EngineLoop::~EngineLoop() { stop(); }
+
+// --- any thread
+// -------------------------------------------------------------------------------------------------
+
+ReqKey EngineLoop::add(ReqPtr req, bool stream) {
+  scheduler_.validate(*req);
+  const int32_t n = children(*req);
+  const ReqKey key = next_key_.fetch_add(n, std::memory_order_relaxed);
+  unfinished_.fetch_add(n, std::memory_order_acq_rel);
+  inbox_.push(AddMessage{std::move(req), key, stream});
+  return key;
+}
+
+void EngineLoop::abort(ReqKey key) { inbox_.push(AbortKey{key}); }
+
+void EngineLoop::abort(std::string rid) { inbox_.push(AbortRid{std::move(rid)}); }
+
+void EngineLoop::call(std::function<void(Scheduler&)> job) {
+  inbox_.push(CallMessage{std::move(job)});
+}
+
+LoopStats EngineLoop::stats() const {
+  const std::lock_guard lock(stats_mutex_);
+  LoopStats stats = stats_;
+  stats.num_unfinished = unfinished_.load(std::memory_order_acquire);
+  return stats;
+}
+
+std::vector<StepTrace> EngineLoop::trace(size_t count) const {
+  const std::lock_guard lock(stats_mutex_);
+  return trace_.newest(count);
+}
+
+// --- the thread that drives
+// -------------------------------------------------------------------------------------
+
+bool EngineLoop::turn() {
+  bool busy = false;
+  try {
+    const TimeNs began = clock_.now();
+    busy = receive();
+    if (!failure_.empty()) return busy;
+    const bool launched = launch_next(began, clock_.now());
+    const auto depth = static_cast<size_t>(executor_.overlap_depth());
+    // With nothing new to launch, what is in flight is all there is to wait for.
+    if (flights_.size() > depth || (!launched && !flights_.empty())) {
+      collect_oldest();
+      busy = true;
+      if (!failure_.empty()) return true;
+    }
+    busy = busy || launched;
+    if (flights_.empty()) {
+      if (const StepEvents& news = scheduler_.take_events(); !news.empty()) {
+        deliver(news, nullptr);
+        busy = true;
+      }
+    }
+    if (options_.check_each_step) scheduler_.check_integrity();
+    if (busy) {
+      idle_checked_ = false;
+    } else if (options_.check_when_idle && !idle_checked_) {
+      scheduler_.check_integrity();
+      idle_checked_ = true;
+    }
+    if (!busy && scheduler_.has_unfinished()) ++stalls_;
+    update_stats();
+  } catch (const std::exception& error) {
+    if (failure_.empty()) fail(error.what());
+    throw;
+  }
+  return busy;
+}
+
+bool EngineLoop::turn_or_sleep(TimeNs timeout_ns) {
+  if (turn()) return true;
+  inbox_.sleep(timeout_ns);
+  return false;
+}
+
+void EngineLoop::run() {
+  if (thread_.joinable()) throw InvalidArgument("run: the loop has a thread already");
+  stop_.store(false);
+  outbox_.open();
+  thread_ = std::thread([this] { drive(); });
+}
+
+void EngineLoop::stop() {
+  if (!thread_.joinable()) return;
+  stop_.store(true);
+  inbox_.interrupt();
+  thread_.join();
+}
+
+void EngineLoop::drive() {
+  try {
+    while (!stop_.load()) {
+      turn_or_sleep(-1);
+    }
+    while (!flights_.empty() && failure_.empty()) collect_oldest();
+    update_stats();
+  } catch (const std::exception& error) {
+    // turn() has told every req already; stop()'s own collecting has not.
+    if (failure_.empty()) fail(error.what());
+  }
+  outbox_.close();
+}
+
+bool EngineLoop::receive() {
+  inbox_.drain(received_);
+  for (Message& message : received_) {
+    if (auto* add = std::get_if<AddMessage>(&message)) {
+      accept(*add);
+    } else if (auto* by_key = std::get_if<AbortKey>(&message)) {
+      if (const auto it = live_.find(by_key->key); it != live_.end()) {
+        const ReqPtr req = it->second;
+        scheduler_.abort(req->rid, clock_.now());
+      }
+    } else if (auto* by_rid = std::get_if<AbortRid>(&message)) {
+      scheduler_.abort(by_rid->rid, clock_.now());
+    } else if (auto* call = std::get_if<CallMessage>(&message)) {
+      call->job(scheduler_);
+    }
+    message = AbortKey{-1};  // done with, should a later one throw
+  }
+  const bool any = !received_.empty();
+  received_.clear();  // what they held is let go now, not when the next messages come
+  return any;
+}
+
+void EngineLoop::accept(const AddMessage& message) {
+  if (!failure_.empty()) {
+    refuse(message, failure_);
+    return;
+  }
+  const ReqPtr& req = message.req;
+  try {
+    scheduler_.add(req, clock_.now());
+  } catch (const InvalidArgument& error) {
+    refuse(message, error.what());
+    return;
+  }
+  const int32_t n = children(*req);
+  for (int32_t i = 0; i < n; ++i) {
+    const ReqPtr child = n == 1 ? req : scheduler_.find(req->rid + "/" + std::to_string(i));
+    check(child != nullptr, "an accepted req is unknown");
+    const auto id = static_cast<size_t>(child->id);
+    if (owners_.size() <= id) owners_.resize(id + 1);
+    // Logprobs belong to the step that made them, so they cannot wait for the end.
+    const bool stream = message.stream || child->params.num_logprobs >= 0;
+    owners_[id] = {message.key + i, stream};
+    live_.emplace(message.key + i, child);
+  }
+}
+
+bool EngineLoop::launch_next(TimeNs began, TimeNs received) {
+  const BatchBuffer& buffer = ring_[next_buffer_];
+  if (!scheduler_.schedule(received, buffer)) return false;
+  const TimeNs scheduled = clock_.now();
+  Flight flight{buffer.header().batch_id, {}};
+  executor_.launch(buffer);
+  flight.trace.launch_ns = clock_.now() - scheduled;
+  flight.trace.stats = scheduler_.last_stats();
+  flight.trace.began = began;
+  flight.trace.receive_ns = received - began;
+  flight.trace.schedule_ns = scheduled - received;
+  flight.trace.in_flight = static_cast<int32_t>(flights_.size());
+  flights_.push_back(flight);
+  next_buffer_ = (next_buffer_ + 1) % ring_.size();
+  return true;
+}
+
+void EngineLoop::collect_oldest() {
+  Flight flight = flights_.front();
+  const TimeNs began = clock_.now();
+  result_.clear();
+  executor_.collect(result_);
+  const TimeNs collected = clock_.now();
+  flights_.pop_front();
+  if (result_.status == StepStatus::fatal) {
+    fail(result_.message.empty() ? "the device is lost" : result_.message);
+    return;
+  }
+  check(result_.batch_id == flight.batch_id, "the executor brought back another step");
+  const StepEvents& events = scheduler_.commit(result_, collected);
+  deliver(events, &result_);
+  flight.trace.collect_ns = collected - began;
+  flight.trace.committed = clock_.now();
+  flight.trace.commit_ns = flight.trace.committed - collected;
+  flight.trace.device_ns = result_.device_time;
+  flight.trace.status = static_cast<int32_t>(result_.status);
+  const std::lock_guard lock(stats_mutex_);
+  trace_.push(flight.trace);
+  ++stats_.num_steps;
+  stats_.num_preemptions += flight.trace.stats.num_preempted;
+  stats_.prefill_tokens += flight.trace.stats.num_tokens - flight.trace.stats.num_decode_rows;
+  stats_.output_tokens += static_cast<int64_t>(events.tokens.size());
+}
+
+// --- outputs
+// ----------------------------------------------------------------------------------------------------
+
+void EngineLoop::deliver(const StepEvents& events, const StepResult* result) {
+  if (events.empty()) return;
+  int64_t ended = 0;
+  outbox_.publish([&](Outputs& out) {
+    size_t next_end = 0;
+    for (size_t i = 0; i < events.reqs.size(); ++i) {
+      const Owner owner = owners_[static_cast<size_t>(events.reqs[i])];
+      const bool ends = events.finish_reasons[i] != 0;
+      if (owner.stream) append_tokens(out, events, i, result);
+      if (!ends) continue;
+      const Req& req = *events.ended[next_end++];
+      if (!owner.stream) {
+        const auto outputs = static_cast<size_t>(req.num_outputs());
+        out.token_keys.insert(out.token_keys.end(), outputs, owner.key);
+        out.tokens.insert(out.tokens.end(), req.tokens.end() - static_cast<std::ptrdiff_t>(outputs),
+                          req.tokens.end());
+      }
+      append_end(out, owner.key, req);
+      live_.erase(owner.key);
+      ++ended;
+    }
+    pad_logprobs(out);
+    if (result == nullptr) return;
+    for (size_t i = 0; i < events.score_reqs.size(); ++i) {
+      out.score_keys.push_back(owners_[static_cast<size_t>(events.score_reqs[i])].key);
+      out.score_positions.push_back(events.score_positions[i]);
+      out.scores.push_back(result->scores[static_cast<size_t>(events.score_rows[i])]);
+    }
+    for (const ReqId id : events.pooled_reqs) {
+      out.pooled_keys.push_back(owners_[static_cast<size_t>(id)].key);
+    }
+    if (!events.pooled_reqs.empty()) {
+      out.pooled.insert(out.pooled.end(), result->pooled.begin(), result->pooled.end());
+      out.pooled_width = result->pooled_width;
+    }
+  });
+  unfinished_.fetch_sub(ended, std::memory_order_acq_rel);
+}
+
+void EngineLoop::append_tokens(Outputs& out, const StepEvents& events, size_t i,
+                               const StepResult* result) {
+  const auto begin = static_cast<size_t>(events.token_indptr[i]);
+  const auto end = static_cast<size_t>(events.token_indptr[i + 1]);
+  if (begin == end) return;
+  const ReqKey key = owners_[static_cast<size_t>(events.reqs[i])].key;
+  const bool has_logprobs = result != nullptr && !result->logprob_indptr.empty() &&
+                            events.out_rows[i] >= 0 &&
+                            result->logprob_indptr[static_cast<size_t>(events.out_rows[i])] <
+                                result->logprob_indptr[static_cast<size_t>(events.out_rows[i]) + 1];
+  for (size_t t = begin; t < end; ++t) {
+    out.token_keys.push_back(key);
+    out.tokens.push_back(events.tokens[t]);
+    if (!has_logprobs && out.logprob_indptr.empty()) continue;
+    // From the first token with logprobs on, every token has its entry; those before it have none.
+    out.logprob_indptr.resize(out.tokens.size(), static_cast<int32_t>(out.logprob_ids.size()));
+    out.logprob_ranks.resize(out.tokens.size(), 0);
+    if (has_logprobs && t == begin) {
+      const auto row = static_cast<size_t>(events.out_rows[i]);
+      const auto first = result->logprob_indptr[row];
+      const auto last = result->logprob_indptr[row + 1];
+      out.logprob_ids.insert(out.logprob_ids.end(), result->logprob_ids.begin() + first,
+                             result->logprob_ids.begin() + last);
+      out.logprobs.insert(out.logprobs.end(), result->logprobs.begin() + first,
+                          result->logprobs.begin() + last);
+      if (row < result->logprob_ranks.size()) out.logprob_ranks.back() = result->logprob_ranks[row];
+    }
+    out.logprob_indptr.push_back(static_cast<int32_t>(out.logprob_ids.size()));
+  }
+}
+
+void EngineLoop::append_end(Outputs& out, ReqKey key, const Req& req) {
+  const ReqAccount& account = req.account;
+  out.end_keys.push_back(key);
+  out.finish_reasons.push_back(static_cast<int32_t>(req.finish_reason));
+  out.stop_tokens.push_back(req.matched_stop);
+  out.num_tokens.push_back(req.num_outputs());
+  out.cached_tokens.push_back(account.cached_tokens);
+  out.num_preemptions.push_back(account.retractions + account.swaps);
+  out.arrival_times.push_back(account.arrival_time);
+  out.first_scheduled_times.push_back(account.first_scheduled_time);
+  out.first_token_times.push_back(account.first_token_time);
+  out.finished_times.push_back(account.finish_time);
+  out.messages.push_back(req.error);
+}
+
+void EngineLoop::refuse(const AddMessage& message, const std::string& why) {
+  Req req = *message.req;  // a copy: who made it may be looking at it
+  req.finish_reason = FinishReason::error;
+  req.error = why;
+  req.account.arrival_time = req.account.finish_time = clock_.now();
+  req.prompt_len = req.known();
+  const int32_t n = children(req);
+  outbox_.publish([&](Outputs& out) {
+    for (int32_t i = 0; i < n; ++i) append_end(out, message.key + i, req);
+  });
+  unfinished_.fetch_sub(n, std::memory_order_acq_rel);
+}
+
+void EngineLoop::fail(const std::string& why) {
+  failure_ = why;
+  std::vector<ReqKey> keys;
+  keys.reserve(live_.size());
+  for (const auto& [key, req] : live_) keys.push_back(key);
+  std::sort(keys.begin(), keys.end());
+  outbox_.publish([&](Outputs& out) {
+    for (const ReqKey key : keys) {
+      Req& req = *live_.at(key);
+      req.finish_reason = FinishReason::error;
+      req.error = why;
+      req.account.finish_time = clock_.now();
+      const auto id = static_cast<size_t>(req.id);
+      if (!owners_[id].stream) {
+        out.token_keys.insert(out.token_keys.end(), static_cast<size_t>(req.num_outputs()), key);
+        out.tokens.insert(out.tokens.end(), req.tokens.begin() + req.prompt_len, req.tokens.end());
+      }
+      append_end(out, key, req);
+    }
+    pad_logprobs(out);
+  });
+  live_.clear();
+  unfinished_.fetch_sub(static_cast<int64_t>(keys.size()), std::memory_order_acq_rel);
+  // If it was a message that broke it: those that were drained with it.
+  for (Message& message : received_) {
+    if (const auto* add = std::get_if<AddMessage>(&message)) refuse(*add, why);
+  }
+  received_.clear();
+  const std::lock_guard lock(stats_mutex_);
+  stats_.failure = why;
+}
+
+void EngineLoop::update_stats() {
+  const std::lock_guard lock(stats_mutex_);
+  stats_.last = scheduler_.last_stats();
+  stats_.num_waiting = scheduler_.num_waiting();
+  stats_.num_running = scheduler_.num_running();
+  stats_.steps_in_flight = steps_in_flight();
+  stats_.blocks = scheduler_.block_counts(0);
+}
+
+}  // namespace stoker

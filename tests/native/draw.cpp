@@ -1,0 +1,159 @@
+// Draws a workload from a seed, and says what each of its reqs must answer.
+#include <algorithm>
+
+#include "workload.h"
+
+namespace stoker::test {
+
+namespace {
+
+constexpr Token kEos = 2;
+
+SchedulerConfig draw_config(Random& random) {
+  SchedulerConfig config;
+  config.block_size = random.pick<int32_t>({1, 2, 4, 4, 8, 16});
+  config.max_num_seqs = random.between(1, 12);
+  config.max_num_batched_tokens = config.max_num_seqs + random.between(0, 60);
+  // From room for one middling req to room for nearly all.
+  config.num_blocks = 1 + random.between(24, 320) / config.block_size;
+  config.vocab_size = random.pick<int32_t>({4, 20, 1000});
+  config.eos_token_ids = {kEos};
+  config.enable_prefix_caching = random.chance(70);
+  config.batching = random.pick<Batching>({Batching::continuous, Batching::continuous,
+                                           Batching::prefill_first, Batching::static_batch});
+  config.schedule_policy = random.pick<Policy>({Policy::fcfs, Policy::lpm});
+  config.admission =
+      random.pick<Admission>({Admission::learned, Admission::guaranteed, Admission::greedy});
+  config.schedule_conservativeness = random.pick<double>({0.3, 1.0, 1.0});
+  if (random.chance(30)) config.long_prefill_token_threshold = random.between(1, 20);
+  config.seed = random.next();
+  if (random.chance(10)) config.max_model_len = random.between(20, 120);
+  return config;
+}
+
+sim::ScriptedConfig draw_executor(Random& random, const SchedulerConfig& config) {
+  sim::ScriptedConfig executor;
+  executor.groups = {{config.block_size, config.num_blocks, 0, 0}};
+  executor.overlap_depth = random.between(0, 3);
+  executor.rule.vocab_size = config.vocab_size;
+  executor.rule.eos = kEos;
+  executor.rule.eos_per_mille = random.pick<uint32_t>({0, 20, 100});
+  executor.eager_percent = random.pick<uint32_t>({0, 0, 50, 100});
+  executor.max_transfer_delay = random.between(0, 3);
+  if (random.chance(10)) executor.row_failures_per_million = 5000;
+  if (random.chance(15)) {
+    for (int32_t i = random.between(1, 4); i > 0; --i) {
+      executor.failing_steps.push_back(random.between(1, 60));
+    }
+  }
+  if (random.chance(2)) executor.fatal_step = random.between(1, 60);
+  return executor;
+}
+
+}  // namespace
+
+Workload draw(uint64_t seed) {
+  Random random(sim::mix(seed));
+  Workload w;
+  w.seed = seed;
+  w.config = draw_config(random);
+  w.executor = draw_executor(random, w.config);
+  const auto tokens = [&](int32_t count) {
+    std::vector<Token> out(static_cast<size_t>(count));
+    for (Token& t : out) t = random.between(0, w.config.vocab_size - 1);
+    return out;
+  };
+  std::vector<std::vector<Token>> prefixes(1);
+  for (int32_t i = random.between(0, 3); i > 0; --i)
+    prefixes.push_back(tokens(random.between(1, 60)));
+  const int32_t span = random.pick<int32_t>({0, 20, 150});
+  const bool aborts = random.chance(40);
+  const int32_t longest = random.pick<int32_t>({4, 20, 60});
+  for (int32_t i = random.between(1, 30); i > 0; --i) {
+    ReqSpec r;
+    r.prompt = random.pick(prefixes);
+    const std::vector<Token> own = tokens(random.between(r.prompt.empty() ? 1 : 0, 40));
+    r.prompt.insert(r.prompt.end(), own.begin(), own.end());
+    SamplingParams& p = r.params;
+    p.max_tokens = random.between(1, longest);
+    if (random.chance(20)) p.min_tokens = random.between(0, p.max_tokens);
+    p.ignore_eos = random.chance(30);
+    p.has_seed = true;
+    p.seed = random.chance(30) ? 7 : random.next();  // equal seeds: equal prompts must answer alike
+    if (random.chance(30)) p.stop_token_ids = tokens(random.between(1, 3));
+    if (random.chance(10)) p.n = random.between(2, 4);
+    if (random.chance(10)) p.num_logprobs = random.between(0, 3);
+    if (random.chance(10)) p.presence_penalty = 0.5F;  // sends context with the seat
+    if (random.chance(15)) r.salt = random.chance(50) ? "a" : "b";
+    r.priority = random.between(0, 3);
+    r.arrival_turn = span > 0 ? random.between(0, span) : 0;
+    if (aborts && random.chance(30)) r.abort_turn = r.arrival_turn + random.between(0, 60);
+    r.stream = random.chance(80);
+    w.reqs.push_back(std::move(r));
+  }
+  return w;
+}
+
+std::string Workload::describe() const {
+  return "seed " + std::to_string(seed) + ": " + std::to_string(reqs.size()) + " reqs, D " +
+         std::to_string(executor.overlap_depth) + ", " + std::to_string(config.num_blocks) +
+         " blocks of " + std::to_string(config.block_size) + ", seats " +
+         std::to_string(config.max_num_seqs) + ", budget " +
+         std::to_string(config.max_num_batched_tokens) + ", batching " +
+         std::to_string(static_cast<int>(config.batching)) + ", policy " +
+         std::to_string(static_cast<int>(config.schedule_policy)) + ", admission " +
+         std::to_string(static_cast<int>(config.admission)) + ", cache " +
+         std::to_string(static_cast<int>(config.enable_prefix_caching)) + ", failing " +
+         std::to_string(executor.failing_steps.size()) + ", fatal " +
+         std::to_string(executor.fatal_step);
+}
+
+int64_t max_model_len(const Workload& w) {
+  if (w.config.max_model_len > 0) return w.config.max_model_len;
+  return int64_t{w.config.num_blocks - 1} * w.config.block_size + 1;
+}
+
+int64_t length_limit(const Workload& w, const ReqSpec& req) {
+  return std::min(static_cast<int64_t>(req.prompt.size()) + req.params.max_tokens,
+                  max_model_len(w));
+}
+
+uint64_t child_seed(const ReqSpec& req, int32_t child) {
+  // sim::mix adds the golden ratio once itself.
+  const uint64_t step = static_cast<uint64_t>(child) * 0x9E3779B97F4A7C15ULL;
+  return child == 0 ? req.params.seed : sim::mix(req.params.seed + step);
+}
+
+Expected expected_answer(const Workload& w, const ReqSpec& req, uint64_t seed) {
+  const SamplingParams& p = req.params;
+  std::vector<Token> stop = p.stop_token_ids;
+  if (!p.ignore_eos) {
+    stop.insert(stop.end(), w.config.eos_token_ids.begin(), w.config.eos_token_ids.end());
+  }
+  uint64_t context = sim::kEmptyContext;
+  int32_t position = 0;
+  for (Token t : req.prompt) context = sim::extend_context(context, t, position++);
+  const int32_t prompt = position;
+  Expected answer;
+  for (;;) {
+    if (sim::row_fails(context, seed, position, w.executor.row_failures_per_million)) {
+      answer.reason = FinishReason::error;
+      return answer;
+    }
+    const Token t =
+        sim::sample(w.executor.rule, context, seed, position, prompt + p.min_tokens, stop);
+    answer.tokens.push_back(t);
+    context = sim::extend_context(context, t, position++);
+    const auto outputs = static_cast<int32_t>(answer.tokens.size());
+    if (outputs >= p.min_tokens && std::find(stop.begin(), stop.end(), t) != stop.end()) {
+      answer.reason = FinishReason::stop;
+      return answer;
+    }
+    if (position >= length_limit(w, req)) {
+      answer.reason = FinishReason::length;
+      return answer;
+    }
+  }
+}
+
+}  // namespace stoker::test
