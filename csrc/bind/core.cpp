@@ -13,7 +13,9 @@ void register_sim(py::module_& core);
 }  // namespace stoker
 
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
-  m.doc() = "Stoker's native core: scheduler, engine loop, simulator and CPU ops. Links neither torch nor CUDA.";
+  m.doc() =
+      "Stoker's native core: scheduler, engine loop, simulator and CPU ops. Links neither torch "
+      "nor CUDA.";
   stoker::register_attention_plan(m);
   stoker::register_cpu_ops(m);
   stoker::register_sched(m);
