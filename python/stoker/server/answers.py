@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from stoker.sampling_params import SamplingParams
 from stoker.server import messages as m
-from stoker.server.engine_client import EngineClient, EngineDeadError, Stream
+from stoker.server.engine_client import EngineClient, EngineDeadError, RefusedError, Stream
 from stoker.server.errors import ApiError
 from stoker.server.metrics import Metrics, Pace
 from stoker.text import AnswerText, Tokenizer
@@ -81,6 +81,8 @@ class Answers:
                         yield delta
                 if all(self._ended):
                     return
+        except RefusedError as error:
+            raise ApiError(error.status, str(error), retry_after=1 if error.status == 503 else None) from None
         except EngineDeadError as error:
             raise ApiError(503, f"the engine stopped: {error}", retry_after=1) from None
         finally:

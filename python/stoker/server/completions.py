@@ -63,12 +63,17 @@ async def create_completion(request: Request, state: ServerState) -> Response:
 
 async def _prompts(body: CompletionRequest, state: ServerState) -> list[list[int]]:
     given = body.prompt
+    texts: list[str | list[int]]
     if isinstance(given, str):
-        texts: list[str | list[int]] = [given]
+        texts = [given]
     elif given and all(isinstance(one, int) for one in given):
-        texts = [given]  # type: ignore[list-item]
+        texts = [[one for one in given if isinstance(one, int)]]
     else:
-        texts = list(given)  # type: ignore[arg-type]
+        texts = [one for one in given if not isinstance(one, int)]
+        if len(texts) != len(given):
+            raise bad_request(
+                "prompt mixes token ids with texts; give one list of ids, or a list of prompts", "prompt"
+            )
     if not texts:
         raise bad_request("the prompt is empty", "prompt")
     if len(texts) > state.settings.limits.max_prompts:

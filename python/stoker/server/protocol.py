@@ -53,7 +53,8 @@ class Sampling(msgspec.Struct, kw_only=True):
 class CompletionRequest(Sampling, kw_only=True):
     """POST /v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | list[str | int | list[int]]
+    """A text, token ids, or a list of either (as OpenAI has it)."""
     max_tokens: int | None = 16
     echo: bool | None = False
     logprobs: int | None = None

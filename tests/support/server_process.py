@@ -1,0 +1,98 @@
+"""Starts a real server (supervisor, worker and engine processes) on a free port of the loopback address."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from stoker import demo_model
+
+ROOT = Path(__file__).resolve().parents[2]
+CHECKPOINT = Path(demo_model.__file__).parent / "checkpoint"
+
+_RUN = """
+import json, sys
+import msgspec
+from stoker.server.settings import ServerSettings
+from stoker.server.supervisor import Supervisor
+settings, engine = json.loads(sys.argv[1])
+raise SystemExit(Supervisor(msgspec.convert(settings, ServerSettings), engine).run())
+"""
+
+
+@dataclass
+class RunningServer:
+    """A server in its own process group."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+
+    def client(self, **kwargs: Any) -> httpx.Client:
+        """A plain HTTP client."""
+        return httpx.Client(base_url=self.url, timeout=30, **kwargs)
+
+    def children(self) -> dict[str, int]:
+        """Process ids of the server's children by what they are: "engine_main", "worker_main"."""
+        found = {}
+        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        for pid in path.read_text().split():
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
+            for name in ("engine_main", "worker_main"):
+                if name in command:
+                    found[name] = int(pid)
+        return found
+
+    def wait_ready(self, seconds: float = 60.0) -> None:
+        """Until /ready says so."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            try:
+                if httpx.get(self.url + "/ready", timeout=5).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.1)
+        raise AssertionError(f"not ready: {self.log.read_text()}")
+
+
+def start_server(folder: Path, engine: dict[str, Any] | None = None, **settings: Any) -> RunningServer:
+    """Starts a server and waits until it is ready. Without `engine` options it runs the fake engine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    given = {"port": port, "served_model_names": ["m"], "drain_timeout": 5.0, **settings}
+    fake = {"factory": "served_engine:build", "model_path": str(CHECKPOINT), "tick": 0.005}
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    log = folder / f"server-{port}.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _RUN, json.dumps([given, engine or fake])],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+    server = RunningServer(process, f"http://127.0.0.1:{port}", log)
+    try:
+        server.wait_ready()
+    except BaseException:
+        process.kill()
+        raise
+    return server
+
+
+def stop_server(server: RunningServer) -> None:
+    """SIGTERM, then the exit."""
+    if server.process.poll() is None:
+        server.process.terminate()
+        server.process.wait(20)
