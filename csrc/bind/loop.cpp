@@ -71,10 +71,11 @@ class PyLoop {
     options.trace_capacity = trace_capacity;
     options.check_each_step = check_each_step;
     loop_ = std::make_unique<EngineLoop>(std::move(config), *inner, options);
+    live().push_back(this);
   }
 
   ~PyLoop() {
-    forget_exit();
+    std::erase(live(), this);
     const py::gil_scoped_release nogil;
     loop_.reset();
     worker_.reset();
@@ -92,25 +93,24 @@ class PyLoop {
     return busy;
   }
 
-  void run() {
-    loop_->run();
-    // A thread that outlives the interpreter would be torn down with it: join it first.
-    const py::object self = py::cast(this, py::return_value_policy::reference);
-    const py::object weak = py::module_::import("weakref").attr("ref")(self);
-    exit_hook_ = py::cpp_function([weak] {
-      const py::object alive = weak();
-      if (!alive.is_none()) alive.attr("stop")();
-    });
-    py::module_::import("atexit").attr("register")(exit_hook_);
-  }
+  void run() { loop_->run(); }
 
   void stop() {
     {
       const py::gil_scoped_release nogil;
       loop_->stop();
     }
-    forget_exit();
     if (python_) python_->raise_kept();
+  }
+
+  // Joins the threads of all loops there are. A thread that asks for the GIL while the interpreter
+  // goes down would take the process with it.
+  static void stop_all() {
+    for (PyLoop* const loop : live()) {
+      const py::gil_scoped_release nogil;
+      loop->loop_->stop();
+      if (loop->worker_) loop->worker_->stop();
+    }
   }
 
   std::unique_ptr<PyOutputs> poll() {
@@ -142,14 +142,13 @@ class PyLoop {
     return out;
   }
 
-  void forget_exit() {
-    if (!exit_hook_) return;
-    py::module_::import("atexit").attr("unregister")(exit_hook_);
-    exit_hook_ = py::object();
+  // Every loop there is; guarded by the GIL.
+  static std::vector<PyLoop*>& live() {
+    static std::vector<PyLoop*> loops;
+    return loops;
   }
 
   py::object executor_;
-  py::object exit_hook_;
   std::unique_ptr<PythonExecutor> python_;
   std::unique_ptr<WorkerExecutor> worker_;
   std::unique_ptr<EngineLoop> loop_;  // last: it goes first
@@ -243,6 +242,7 @@ void register_loop(py::module_& core) {
       .def_property_readonly("overlap_depth", &Executor::overlap_depth);
   register_outputs(m);
   register_stats(m);
+  py::module_::import("atexit").attr("register")(py::cpp_function(&PyLoop::stop_all));
   py::class_<PyLoop>(m, "EngineLoop", py::is_final())
       .def(py::init<SchedulerConfig, py::object, bool, int32_t, bool>(), py::arg("config"),
            py::arg("executor"), py::kw_only(), py::arg("worker_thread") = false,

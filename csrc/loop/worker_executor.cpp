@@ -14,7 +14,10 @@ WorkerExecutor::WorkerExecutor(Executor& inner, int32_t overlap_depth)
   thread_ = std::thread([this] { run(); });
 }
 
-WorkerExecutor::~WorkerExecutor() {
+WorkerExecutor::~WorkerExecutor() { stop(); }
+
+void WorkerExecutor::stop() {
+  if (!thread_.joinable()) return;
   {
     const std::lock_guard lock(mutex_);
     stop_ = true;

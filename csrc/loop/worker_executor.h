@@ -28,6 +28,10 @@ class WorkerExecutor final : public Executor {
   void collect(StepResult& result) override;
   bool ready() override;
 
+  // Waits for the step that runs and joins the thread, which the destructor does otherwise. Steps
+  // that were launched and not begun are lost, and nothing may be collected any more.
+  void stop();
+
  private:
   void run();
 
