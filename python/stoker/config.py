@@ -35,7 +35,9 @@ class EngineConfig:
     download_dir: str | None = None
 
     dtype: Dtype = "auto"
-    """Type of weights and activations; auto: what the checkpoint says (float32 where it says nothing)."""
+    """Type of weights and activations; auto: what the checkpoint says (float32 where it says nothing), but float32
+    for a small half-precision model on a processor without half-precision arithmetic, where it is several times
+    quicker."""
     load_format: LoadFormat = "auto"
     seed: int = 0
     """Of the seeds given to requests that bring none, and of dummy weights."""
@@ -200,6 +202,14 @@ class ModelConfig:
     def scale(self) -> float:
         """Factor of the attention scores."""
         return self.attention_multiplier or self.head_dim**-0.5
+
+    @property
+    def num_parameters(self) -> int:
+        """Of all weight matrices (norms and biases are not counted)."""
+        attention = 2 * (self.num_attention_heads + self.num_key_value_heads) * self.head_dim
+        layer = self.hidden_size * (attention + 3 * self.intermediate_size)
+        embeddings = (1 if self.tie_word_embeddings else 2) * self.vocab_size * self.hidden_size
+        return layer * self.num_hidden_layers + embeddings
 
     def window(self, layer: int) -> int:
         """Sliding window of a layer in tokens, itself included; 0: none."""

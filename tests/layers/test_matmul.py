@@ -10,7 +10,7 @@ from stoker.layers.matmul import WideningMatmul, plain_matmul
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("rows", [1, 15, 16, 33])
+@pytest.mark.parametrize("rows", [1, 23, 24, 33])
 def test_widened_in_pieces(
     dtype: torch.dtype, bias: bool, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -35,10 +35,10 @@ def test_a_row_does_not_depend_on_rooms_left_over() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(64, 128, generator=generator).bfloat16()
     weight = torch.randn(96, 128, generator=generator).bfloat16()
-    used, large, small, alone = WideningMatmul(), *(torch.empty(n, 96).bfloat16() for n in (64, 17, 17))
+    used, large, small, alone = WideningMatmul(), *(torch.empty(n, 96).bfloat16() for n in (64, 25, 25))
     used(large, x, weight, None)
-    used(small, x[:17], weight, None)
-    WideningMatmul()(alone, x[:17], weight, None)
+    used(small, x[:25], weight, None)
+    WideningMatmul()(alone, x[:25], weight, None)
     assert torch.equal(small, alone)
 
 

@@ -34,7 +34,7 @@ class WideningMatmul:
     thread at a time may use it.
     """
 
-    min_rows = 16
+    min_rows = 24
     _piece = 1 << 20  # elements: 4 MB of float32
 
     def __init__(self) -> None:
@@ -74,10 +74,10 @@ def choose_matmul(dtype: torch.dtype, device: torch.device) -> Matmul:
     """The quicker of the two for weights of `dtype` on this machine."""
     if device.type != "cpu" or dtype == torch.float32:
         return plain_matmul
-    return plain_matmul if _computes_in(dtype) else WideningMatmul()
+    return plain_matmul if computes_in(dtype) else WideningMatmul()
 
 
-def _computes_in(dtype: torch.dtype) -> bool:
+def computes_in(dtype: torch.dtype) -> bool:
     """Whether the processor multiplies in bf16 or fp16 (dot products or tiles); torch keeps the answer
     under names that changed between its versions.
     """
