@@ -2,11 +2,11 @@
 
     python benchmarks/engine_cpu.py [--models demo,0.6b] [--batches 1,8,32] [--engines stoker,transformers]
 
-Random weights of bf16 checkpoints, greedy, prompts of random ids. transformers computes in bf16; stoker in what `dtype="auto"`
-gives, which is named (on a processor without bf16 arithmetic small models are widened to float32). A figure is (time of n + 1 tokens - time of 1 token) / n tokens a
-request, all requests at once, so prefill is not in it; prefill is reported beside it as prompt tokens a second of the
-1-token run. Engines take turns for each batch size, and the best of `--repeats` counts: machines are shared. Writes
-benchmarks/results/engine_cpu.{json,md}.
+Random weights of bf16 checkpoints, greedy, prompts of random ids. transformers computes in bf16; stoker in what
+`dtype="auto"` gives, which is named (on a processor without bf16 arithmetic small models are widened to float32).
+A figure is (time of n + 1 tokens - time of 1 token) / n tokens a request, all requests at once, so prefill is not in
+it; prefill is reported beside it as prompt tokens a second of the 1-token run. Engines take turns for each batch size,
+and the best of `--repeats` counts: machines are shared. Writes benchmarks/results/engine_cpu.{json,md}.
 """
 
 from __future__ import annotations
@@ -59,9 +59,11 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 Generate = Callable[[list[list[int]], int], int]
 """Prompts and how many tokens each is to get; returns how many came in all."""
+Started = tuple[str, Generate]
+"""The type it computes in, and what generates."""
 
 
-def stoker(shape: dict[str, Any], batch: int) -> Generate:
+def stoker(shape: dict[str, Any], batch: int) -> Started:
     from stoker.config import EngineConfig
     from stoker.engine.engine import Engine
     from stoker.sampling_params import SamplingParams
@@ -90,15 +92,17 @@ def stoker(shape: dict[str, Any], batch: int) -> Generate:
                 total += len(output.new_token_ids)
         return total
 
-    return generate
+    return engine.dtype, generate
 
 
-def transformers(shape: dict[str, Any], batch: int) -> Generate:
+def transformers(shape: dict[str, Any], batch: int) -> Started:
     import transformers as hf
 
     hf.logging.set_verbosity_error()
     torch.manual_seed(0)
-    config = hf.AutoConfig.for_model(**{k: v for k, v in shape.items() if k not in ("architectures", "torch_dtype")})
+    config = hf.AutoConfig.for_model(
+        **{k: v for k, v in shape.items() if k not in ("architectures", "torch_dtype")}
+    )
     model = hf.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
 
     def generate(prompts: list[list[int]], count: int) -> int:
@@ -114,7 +118,7 @@ def transformers(shape: dict[str, Any], batch: int) -> Generate:
             )
         return (out.shape[1] - ids.shape[1]) * len(prompts)
 
-    return generate
+    return "bfloat16", generate
 
 
 ENGINES = {"stoker": stoker, "transformers": transformers}
@@ -150,7 +154,8 @@ def main() -> None:
     for name in args.models.split(","):
         shape = SHAPES[name]
         for batch in map(int, args.batches.split(",")):
-            engines = {e: ENGINES[e](shape, batch) for e in args.engines.split(",")}
+            started = {e: ENGINES[e](shape, batch) for e in args.engines.split(",")}
+            engines = {e: generate for e, (_, generate) in started.items()}
             for generate in engines.values():
                 generate([[1, 2, 3]] * batch, 2)
             best: dict[str, dict[str, float]] = {e: {} for e in engines}
@@ -159,11 +164,13 @@ def main() -> None:
                     got = measure(generate, shape, batch, args.prompt, args.new)
                     best[engine] = {k: max(v, best[engine].get(k, 0.0)) for k, v in got.items()}
             for engine, figures in best.items():
-                rows.append({"model": name, "batch": batch, "engine": engine, **figures})
+                rows.append(
+                    {"model": name, "batch": batch, "engine": engine, "dtype": started[engine][0], **figures}
+                )
                 print(
                     {k: round(v, 1) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True
                 )
-            del engines
+            del engines, started
     write(rows, args)
 
 
@@ -189,7 +196,7 @@ def write(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
         "| --- | --- | --- | --- | --- |",
     ]
     lines += [
-        f"| {r['model']} | {r['batch']} | {r['engine']} | {r['decode_tok_s']:.1f} | {r['prefill_tok_s']:.1f} |"
+        f"| {r['model']} | {r['batch']} | {r['engine']} | {r['dtype']} | {r['decode_tok_s']:.1f} | {r['prefill_tok_s']:.1f} |"
         for r in rows
     ]
     (RESULTS / "engine_cpu.md").write_text("\n".join(lines) + "\n")

@@ -39,6 +39,8 @@ class Parts:
     max_model_len: int
     sizes: StepSizes
     num_blocks: int
+    dtype: str
+    """Of weights and activations."""
     runner: Any
     """The executor."""
     worker_thread: bool
@@ -103,6 +105,7 @@ def build(config: EngineConfig) -> Parts:
         longest,
         sizes,
         num_blocks,
+        str(dtype).removeprefix("torch."),
         runner,
         worker_thread=config.overlap and not on_gpu,
         ledger=ledger,

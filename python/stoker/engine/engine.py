@@ -42,6 +42,10 @@ class Engine:
     """The checkpoint's folder on this machine (a hub id resolved): where the tokenizer's files are."""
     max_model_len: int
     """Prompt and output tokens of one request, at most."""
+    dtype: str
+    """Of weights and activations, with `auto` resolved."""
+    ledger: dict[str, float]
+    """GiB of weights, kv and host_kv, and seconds of loading."""
     eos_token_ids: tuple[int, ...]
     """Tokens that end an answer unless `ignore_eos`; add_request applies them by itself."""
 
@@ -53,6 +57,8 @@ class Engine:
         self.model_path = parts.model_path
         self.max_model_len = parts.max_model_len
         self.eos_token_ids = parts.generation_config.eos_token_ids
+        self.dtype = parts.dtype
+        self.ledger = parts.ledger
         self.max_num_seqs = parts.sizes.max_num_seqs
         self.loop = EngineLoop(
             scheduler_config(config, parts), parts.runner, worker_thread=parts.worker_thread
