@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from stoker.config import EngineConfig, GenerationConfig
-from stoker.engine.output import EngineOutput, TokenLogprobs
+from stoker.engine.output import EngineOutput, EngineStats, TokenLogprobs
 from stoker.sampling_params import SamplingParams
 
 Script = Callable[[list[int], int], list[int]]
@@ -179,6 +179,22 @@ class FakeEngine:
         if isinstance(news, Exception):
             raise news
         return news
+
+    def stats(self) -> EngineStats:
+        """Everything runs, nothing waits."""
+        running = len(self.running)
+        return EngineStats(
+            num_waiting=0,
+            num_running=running,
+            num_prefilling=0,
+            num_blocks=100,
+            num_free_blocks=90,
+            num_cached_blocks=0,
+            num_steps=self.steps,
+            num_preemptions=0,
+            prompt_tokens=0,
+            output_tokens=0,
+        )
 
     def close(self) -> None:
         self.closed = True

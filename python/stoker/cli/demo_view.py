@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from stoker.engine.output import EngineStats
 
 COLOURS = {"story": "cyan", "recall": "magenta"}
+_NARROWEST = 74  # columns; below them there is one line instead of lanes
 _SPARKS = " ▁▂▃▄▅▆▇█"
 
 
@@ -54,6 +55,9 @@ def lanes(
     shown: list[Shown], stats: EngineStats, meter: Meter, now: float, seats: int, width: int
 ) -> RenderableType:
     """The whole live view: four lanes and a line of gauges."""
+    if width < _NARROWEST:
+        rate = meter.history[-1] if meter.history else 0.0
+        return Text(plain_line(shown, stats, rate, now), no_wrap=True, overflow="crop")
     by_lane = {
         lane: [s for s in shown if s.lane == lane] for lane in ("waiting", "prefill", "decode", "done")
     }
@@ -138,20 +142,24 @@ def _done_rows(shown: list[Shown], width: int) -> list[Text]:
     return rows
 
 
-def _gauges(stats: EngineStats, meter: Meter, now: float, width: int) -> Table:
+def _gauges(stats: EngineStats, meter: Meter, now: float, width: int) -> Text:
     used = stats.num_blocks - stats.num_free_blocks - stats.num_cached_blocks
     rate = meter.history[-1] if meter.history else 0.0
-    room = max(10, width - 90)
-    past = list(meter.history)[-room:]
-    top = max([*meter.history, 1.0])
-    sparks = "".join(_SPARKS[min(8, int(8.99 * value / top))] for value in past)
-    table = Table.grid(padding=(0, 2))
-    table.add_row(
-        Text.assemble((f"{rate:6,.0f}", "bold green"), (" tok/s ", ""), (sparks.ljust(room), "green")),
-        Text.assemble(("KV in use ", ""), *_bar(used, stats.num_cached_blocks, stats.num_blocks, 20)),
-        Text.assemble((f"{stats.num_steps}", "bold"), " steps  ", (f"{now:4.1f}", "bold"), " s"),
+    line = Text.assemble((f"{rate:7,.0f}", "bold green"), " tok/s ", no_wrap=True, overflow="crop")
+    rest = Text.assemble(
+        "  KV ",
+        *_bar(used, stats.num_cached_blocks, stats.num_blocks, 12),
+        f"  step {stats.num_steps}",
+        f"  {now:4.1f} s",
     )
-    return table
+    room = width - line.cell_len - rest.cell_len
+    if room > 0:
+        past = list(meter.history)[-room:]
+        top = max([*meter.history, 1.0])
+        sparks = "".join(_SPARKS[min(8, int(8.99 * value / top))] for value in past)
+        line.append(sparks.ljust(room), style="green")
+    line.append(rest)
+    return line
 
 
 def _bar(used: int, cached: int, total: int, cells: int) -> list[tuple[str, str]]:
@@ -163,7 +171,7 @@ def _bar(used: int, cached: int, total: int, cells: int) -> list[tuple[str, str]
         ("▒" * kept, "grey50"),
         ("░" * rest, "grey23"),
         (f" {100 * used / total:3.0f}%", "bold blue"),
-        (f" (+{100 * cached / total:.0f}% cached)", "grey50"),
+        (f" +{100 * cached / total:.0f}% cached", "grey50"),
     ]
 
 

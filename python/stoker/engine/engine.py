@@ -5,7 +5,7 @@ object, in token ids.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +89,8 @@ class Engine:
             raise ValueError(
                 f"n={params.n}: at most max_num_seqs={self.max_num_seqs} answers can run at once"
             )
+        self._check_token_ids("stop_token_ids", params.stop_token_ids)
+        self._check_token_ids("logit_bias", params.logit_bias or ())
         req = Req(rid, prompt, params, priority=priority, cache_salt=cache_salt or "")
         with self._lock:
             if self._closed:
@@ -114,6 +116,12 @@ class Engine:
             wrong = prompt[(prompt < 0) | (prompt >= vocab_size)][0]
             raise ValueError(f"token id {wrong} is outside the vocabulary; allowed are 0 to {vocab_size - 1}")
         return prompt.astype(np.int32)
+
+    def _check_token_ids(self, name: str, token_ids: Iterable[int]) -> None:
+        last = self.model_config.vocab_size - 1
+        wrong = next((token_id for token_id in token_ids if token_id > last), None)
+        if wrong is not None:
+            raise ValueError(f"{name}: token id {wrong} is outside the vocabulary; allowed are 0 to {last}")
 
     def abort(self, rid: str, index: int | None = None) -> None:
         """Ends a request (or one of its n answers) as soon as may be; its last EngineOutput says `abort`.
