@@ -63,7 +63,8 @@ def test_the_show_runs_to_its_end(
     assert "and then the fox walked home" in out
     assert "continuous / static:" in out
     assert "8 of 8 texts are the same in all modes" in out
-    assert [options.get("batching") for options in made] == [None, "static", "prefill_first", "continuous"]
+    modes = ["static", "prefill_first", "continuous"]
+    assert [options.get("batching") for options in made] == [None, *modes, *modes]
     assert made[0]["max_num_seqs"] == 4
 
 

@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
         "max_num_seqs": 12,
         "max_num_batched_tokens": 256,
         "num_kv_blocks": 384,
+        "dtype": "float32",  # so that the texts do not depend on who shares a batch
         "progress": False,
         **engine_options(args),
     }
@@ -64,8 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
         longest = min(1000, llm.engine.max_model_len - 64)
         requests = make_requests(llm, args.requests, args.seed, args.seconds, longest)
-        # The first steps of a process are slow (pages, threads): they are not part of the show.
-        llm.generate([request.token_ids[:40] for request in requests[:4]], requests[0].params, use_tqdm=False)
+        _warm_up(llm, requests)
         config = llm.engine.model_config
         console.print(
             f"[bold]stoker demo[/]  {args.model}: {config.num_hidden_layers} layers of {config.hidden_size}, "
@@ -157,35 +157,47 @@ def _show_recall(console: Any, live: Any) -> None:
 
 
 def _compare(console: Any, args: argparse.Namespace, options: dict[str, Any], requests: Any) -> None:
-    """The same requests, all at once, through each batching mode."""
+    """The same requests, all at once, through each batching mode; the better of two rounds, so that a busy moment of the
+    machine does not decide."""
     from stoker.cli.demo_load import race
     from stoker.cli.demo_view import seats_picture
     from stoker.llm import LLM
 
-    seats = 8
+    seats = min(8, options["max_num_seqs"])
     console.print(
-        f"\n[bold]The same {len(requests)} requests at once, {seats} seats[/]  [dim](a row is a seat, time goes right)[/]"
+        f"\n[bold]The same {len(requests)} requests at once, {seats} seats[/]"
+        "  [dim](a row is a seat, time goes right; no prefix cache; best of 2)[/]"
     )
-    races = []
-    for mode in MODES:
-        with LLM(args.model, **{**options, "max_num_seqs": seats, "batching": mode}) as llm:
-            llm.generate(
-                [request.token_ids[:40] for request in requests[:4]], requests[0].params, use_tqdm=False
-            )
-            races.append(race(llm, requests, mode))
-        done = races[-1]
-        longest = max(r.seconds for r in races)
+    # The second round must compute what the first did.
+    racing = {**options, "max_num_seqs": seats, "enable_prefix_caching": False}
+    best: dict[str, Any] = {}
+    for lap in range(2):
+        for mode in MODES:
+            with (
+                console.status(f"{mode}, round {lap + 1} of 2"),
+                LLM(args.model, **racing, batching=mode) as llm,
+            ):
+                _warm_up(llm, requests)
+                done = race(llm, requests, mode)
+            if mode not in best or done.seconds < best[mode].seconds:
+                best[mode] = done
+    longest = max(done.seconds for done in best.values())
+    for mode, done in best.items():
         console.print(
             f"\n  [bold]{mode}[/]  {done.seconds:.1f} s, {done.rate:,.0f} tok/s  [dim]{_MODE_SAYS[mode]}[/]"
         )
         if console.is_terminal:
-            cells = console.width - 6
-            for row in seats_picture(done.spans, seats, longest, cells):
+            for row in seats_picture(done.spans, seats, longest, console.width - 6):
                 console.print("  ", row)
-    static, continuous = races[0], races[-1]
-    same = sum(len(set(texts)) == 1 for texts in zip(*(r.texts for r in races), strict=True))
+    static, prefill_first, continuous = (best[mode] for mode in MODES)
+    same = sum(len(set(texts)) == 1 for texts in zip(*(done.texts for done in best.values()), strict=True))
     console.print(
         f"\n[bold]continuous / static: [green]{continuous.rate / static.rate:.2f}x[/] the throughput[/]"
-        f"  (prefill_first / static: {races[1].rate / static.rate:.2f}x);"
+        f"  (prefill_first / static: {prefill_first.rate / static.rate:.2f}x);"
         f" {same} of {len(requests)} texts are the same in all modes"
     )
+
+
+def _warm_up(llm: Any, requests: Any) -> None:
+    """The first steps of an engine are slow (pages, threads): they are not part of the show."""
+    llm.generate([request.token_ids[:40] for request in requests[:4]], requests[0].params, use_tqdm=False)
