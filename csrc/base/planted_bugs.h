@@ -21,16 +21,24 @@ enum class Bug : int32_t {
   ref_leak,              // a prefix match takes its blocks twice
   publish_early,  // blocks with sampled tokens are published when scheduled, before the token is
                   // known
-  match_whole_prompt,  // a full prefix hit leaves no token to compute
-  skipped_withdrawal,  // blocks of a failed step stay in the prefix cache
-  extra_row_kept,      // the row after an EOS is not thrown away
-  merge_pending,       // a duplicate is merged into a block whose step may still fail
-  wrong_seat_ref,      // token reference names the next seat
-  over_budget,         // a prefill chunk takes one token more than the step has
-  length_late,         // an end by length is seen one token late
-  salt_ignored,        // the prefix cache shares between salts
-  skipped_copy,        // a copy-on-write or swap copy is left out
-  swap_wrong_block,    // a swapped-in block lands one place off
+  match_whole_prompt,        // a full prefix hit leaves no token to compute
+  skipped_withdrawal,        // blocks of a failed step stay in the prefix cache
+  extra_row_kept,            // the row after an EOS is not thrown away
+  merge_pending,             // a duplicate is merged into a block whose step may still fail
+  wrong_seat_ref,            // token reference names the next seat
+  over_budget,               // a prefill chunk takes one token more than the step has
+  length_late,               // an end by length is seen one token late
+  salt_ignored,              // the prefix cache shares between salts
+  skipped_copy,              // a copy-on-write or swap copy is left out
+  swap_wrong_block,          // a swapped-in block lands one place off
+  buffer_reused_early,       // the loop writes every step into the same buffer
+  result_of_another_step,    // the loop commits the tokens of the step before
+  lost_abort,                // an abort is forgotten on its way
+  outbox_duplicate,          // a token is handed out twice
+  lost_end,                  // the end of every seventh req is not handed out
+  device_lost_table_change,  // the device misses the last table change of a step
+  device_stale_last_token,   // the device keeps the last token of a seat one step too long
+  device_stale_seed,         // a seat keeps the seed of the req that sat there before
   count
 };
 
@@ -55,7 +63,15 @@ inline constexpr std::array<std::string_view, static_cast<size_t>(Bug::count)> k
     "length_late",
     "salt_ignored",
     "skipped_copy",
-    "swap_wrong_block"};
+    "swap_wrong_block",
+    "buffer_reused_early",
+    "result_of_another_step",
+    "lost_abort",
+    "outbox_duplicate",
+    "lost_end",
+    "device_lost_table_change",
+    "device_stale_last_token",
+    "device_stale_seed"};
 
 #ifdef STOKER_PLANTED_BUGS
 // The one that is switched on in this process (test builds only).

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/planted_bugs.h"
 
 namespace stoker {
 
@@ -154,6 +155,8 @@ bool EngineLoop::receive() {
   for (Message& message : received_) {
     if (auto* add = std::get_if<AddMessage>(&message)) {
       accept(*add);
+    } else if (planted(Bug::lost_abort) && !std::holds_alternative<CallMessage>(message)) {
+      continue;
     } else if (auto* by_key = std::get_if<AbortKey>(&message)) {
       if (const auto it = live_.find(by_key->key); it != live_.end()) {
         const ReqPtr req = it->second;
@@ -209,7 +212,7 @@ bool EngineLoop::launch_next(TimeNs began, TimeNs received) {
   flight.trace.schedule_ns = scheduled - received;
   flight.trace.in_flight = static_cast<int32_t>(flights_.size());
   flights_.push_back(flight);
-  next_buffer_ = (next_buffer_ + 1) % ring_.size();
+  if (!planted(Bug::buffer_reused_early)) next_buffer_ = (next_buffer_ + 1) % ring_.size();
   return true;
 }
 
@@ -225,6 +228,11 @@ void EngineLoop::collect_oldest() {
     return;
   }
   check(result_.batch_id == flight.batch_id, "the executor brought back another step");
+  if (planted(Bug::result_of_another_step) && result_.token_ids.size() == before_.size()) {
+    std::swap(before_, result_.token_ids);
+  } else if (planted(Bug::result_of_another_step)) {
+    before_ = result_.token_ids;
+  }
   const StepEvents& events = scheduler_.commit(result_, collected);
   deliver(events, &result_);
   flight.trace.collect_ns = collected - began;
@@ -245,7 +253,6 @@ void EngineLoop::collect_oldest() {
 
 void EngineLoop::deliver(const StepEvents& events, const StepResult* result) {
   if (events.empty()) return;
-  int64_t ended = 0;
   outbox_.publish([&](Outputs& out) {
     size_t next_end = 0;
     for (size_t i = 0; i < events.reqs.size(); ++i) {
@@ -260,11 +267,13 @@ void EngineLoop::deliver(const StepEvents& events, const StepResult* result) {
         out.tokens.insert(out.tokens.end(), req.tokens.end() - static_cast<std::ptrdiff_t>(outputs),
                           req.tokens.end());
       }
-      append_end(out, owner.key, req);
+      if (!planted(Bug::lost_end) || owner.key % 7 != 6) append_end(out, owner.key, req);
       live_.erase(owner.key);
-      ++ended;
     }
     pad_logprobs(out);
+    // Under the outbox's lock: who sees the count fall finds the end there, who is woken by the end
+    // sees it fallen.
+    unfinished_.fetch_sub(static_cast<int64_t>(next_end), std::memory_order_acq_rel);
     if (result == nullptr) return;
     for (size_t i = 0; i < events.score_reqs.size(); ++i) {
       out.score_keys.push_back(owners_[static_cast<size_t>(events.score_reqs[i])].key);
@@ -279,7 +288,6 @@ void EngineLoop::deliver(const StepEvents& events, const StepResult* result) {
       out.pooled_width = result->pooled_width;
     }
   });
-  unfinished_.fetch_sub(ended, std::memory_order_acq_rel);
 }
 
 void EngineLoop::append_tokens(Outputs& out, const StepEvents& events, size_t i,
@@ -295,6 +303,10 @@ void EngineLoop::append_tokens(Outputs& out, const StepEvents& events, size_t i,
   for (size_t t = begin; t < end; ++t) {
     out.token_keys.push_back(key);
     out.tokens.push_back(events.tokens[t]);
+    if (planted(Bug::outbox_duplicate) && key % 5 == 4) {
+      out.token_keys.push_back(key);
+      out.tokens.push_back(events.tokens[t]);
+    }
     if (!has_logprobs && out.logprob_indptr.empty()) continue;
     // From the first token with logprobs on, every token has its entry; those before it have none.
     out.logprob_indptr.resize(out.tokens.size(), static_cast<int32_t>(out.logprob_ids.size()));
@@ -337,8 +349,8 @@ void EngineLoop::refuse(const AddMessage& message, const std::string& why) {
   const int32_t n = children(req);
   outbox_.publish([&](Outputs& out) {
     for (int32_t i = 0; i < n; ++i) append_end(out, message.key + i, req);
+    unfinished_.fetch_sub(n, std::memory_order_acq_rel);
   });
-  unfinished_.fetch_sub(n, std::memory_order_acq_rel);
 }
 
 void EngineLoop::fail(const std::string& why) {
@@ -361,9 +373,9 @@ void EngineLoop::fail(const std::string& why) {
       append_end(out, key, req);
     }
     pad_logprobs(out);
+    unfinished_.fetch_sub(static_cast<int64_t>(keys.size()), std::memory_order_acq_rel);
   });
   live_.clear();
-  unfinished_.fetch_sub(static_cast<int64_t>(keys.size()), std::memory_order_acq_rel);
   // If it was a message that broke it: those that were drained with it.
   for (Message& message : received_) {
     if (const auto* add = std::get_if<AddMessage>(&message)) refuse(*add, why);

@@ -152,6 +152,7 @@ class EngineLoop {
   size_t next_buffer_ = 0;
   std::deque<Flight> flights_;
   StepResult result_;
+  std::vector<Token> before_;  // of the step before; planted bugs only
 
   Inbox<Message> inbox_;
   std::vector<Message> received_;

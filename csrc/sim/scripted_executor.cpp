@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "base/planted_bugs.h"
 
 namespace stoker::sim {
 
@@ -72,6 +73,15 @@ void ScriptedExecutor::launch(const BatchBuffer& batch) {
   last_launched_ = step.batch_id;
   if (queue_.size() > static_cast<size_t>(config_.overlap_depth)) {
     kv_->violate("too many steps in flight", text("launched", static_cast<int64_t>(queue_.size())));
+  }
+  for (const SeatChange& c : batch.used<SeatChange>(Section::seat_changes)) {
+    for (const Step& before : queue_) {
+      const auto rows = before.batch.used<int32_t>(Section::row_seat);
+      if (std::find(rows.begin(), rows.end(), c.seat) != rows.end()) {
+        kv_->violate("seat taken while a step in flight uses it",
+                     text("seat", c.seat) + text("used by step", before.batch_id));
+      }
+    }
   }
   queue_.push_back(std::move(step));
   if (mix(static_cast<uint64_t>(last_launched_)) % 100 < config_.eager_percent) {
@@ -193,7 +203,11 @@ bool ScriptedExecutor::sane(const BatchBuffer& batch) {
 
 void ScriptedExecutor::apply_changes(const BatchBuffer& batch) {
   if ((batch.header().flags & kBatchFull) != 0) kv_->forget_tables();
-  for (const TableChange& c : batch.used<TableChange>(Section::table_changes)) kv_->set_table(c);
+  auto changes = batch.used<TableChange>(Section::table_changes);
+  if (planted(Bug::device_lost_table_change) && changes.size() > 2) {
+    changes = changes.first(changes.size() - 1);
+  }
+  for (const TableChange& c : changes) kv_->set_table(c);
   const auto data = batch.used<int32_t>(Section::seat_data);
   for (const SeatChange& c : batch.used<SeatChange>(Section::seat_changes)) {
     if (c.seat <= kNoSeat || static_cast<size_t>(c.seat) >= seats_.size()) {
@@ -201,8 +215,10 @@ void ScriptedExecutor::apply_changes(const BatchBuffer& batch) {
       continue;
     }
     SeatState& s = seat(c.seat);
+    const uint64_t seed_before = s.seed;
     s = {};
     s.seed = (static_cast<uint64_t>(c.seed_high) << 32) | c.seed_low;
+    if (planted(Bug::device_stale_seed) && seed_before != 0) s.seed = seed_before;
     s.min_position = c.min_position;
     s.num_logprobs = c.num_logprobs;
     const auto stop_begin = static_cast<size_t>(c.data_begin + 2 * c.num_bias);
@@ -338,8 +354,9 @@ void ScriptedExecutor::sample_out(const BatchBuffer& batch, int32_t out, int32_t
     result.row_status[o] = RowStatus::failed;
     token = -1;
   }
+  ++sampled_;
   s.tainted = s.tainted || !sound || result.row_status[o] == RowStatus::failed;
-  s.last_token = token;
+  if (!planted(Bug::device_stale_last_token) || position % 4 != 0) s.last_token = token;
   s.last_position = position;
   result.token_ids.push_back(token);
   if (s.num_logprobs >= 0) {

@@ -56,6 +56,7 @@ class ScriptedExecutor final : public Executor {
   int64_t num_violations() const;
   int64_t num_steps() const { return steps_; }
   int64_t num_tokens() const { return tokens_; }
+  int64_t num_sampled() const { return sampled_; }
   int64_t num_failed_rows() const { return failed_rows_; }  // rows and outputs of failed steps
   TimeNs device_time() const { return device_time_; }
 
@@ -98,7 +99,7 @@ class ScriptedExecutor final : public Executor {
   std::deque<Step> queue_;
   BatchId last_launched_ = 0;
   BatchId last_launched_sample_ = 0;
-  int64_t steps_ = 0, tokens_ = 0, failed_rows_ = 0;
+  int64_t steps_ = 0, tokens_ = 0, failed_rows_ = 0, sampled_ = 0;
   int64_t context_read_ = 0, tokens_moved_ = 0;  // of the step that executes
   TimeNs device_time_ = 0;
 };

@@ -67,7 +67,15 @@ Workload draw(uint64_t seed) {
   for (int32_t i = random.between(0, 3); i > 0; --i)
     prefixes.push_back(tokens(random.between(1, 60)));
   const int32_t span = random.pick<int32_t>({0, 20, 150});
-  const bool aborts = random.chance(40);
+  // Where every req ends by its length, the work can be counted exactly.
+  const bool by_length = random.chance(20);
+  if (by_length) {
+    w.executor.failing_steps.clear();
+    w.executor.fatal_step = 0;
+    w.executor.row_failures_per_million = 0;
+    if (random.chance(60)) w.config.admission = Admission::greedy;
+  }
+  const bool aborts = !by_length && random.chance(40);
   const int32_t longest = random.pick<int32_t>({4, 20, 60});
   for (int32_t i = random.between(1, 30); i > 0; --i) {
     ReqSpec r;
@@ -77,10 +85,10 @@ Workload draw(uint64_t seed) {
     SamplingParams& p = r.params;
     p.max_tokens = random.between(1, longest);
     if (random.chance(20)) p.min_tokens = random.between(0, p.max_tokens);
-    p.ignore_eos = random.chance(30);
+    p.ignore_eos = by_length || random.chance(30);
     p.has_seed = true;
     p.seed = random.chance(30) ? 7 : random.next();  // equal seeds: equal prompts must answer alike
-    if (random.chance(30)) p.stop_token_ids = tokens(random.between(1, 3));
+    if (!by_length && random.chance(30)) p.stop_token_ids = tokens(random.between(1, 3));
     if (random.chance(10)) p.n = random.between(2, 4);
     if (random.chance(10)) p.num_logprobs = random.between(0, 3);
     if (random.chance(10)) p.presence_penalty = 0.5F;  // sends context with the seat

@@ -33,6 +33,7 @@ struct Story {  // of one key
   int32_t cached_tokens = 0;
   std::string message;
   bool aborted = false;
+  int64_t abort_turn = -1;
 };
 
 class Judge {
@@ -82,6 +83,19 @@ class Judge {
   }
 
   Story& story(ReqKey key) { return stories_[key]; }
+  void aborted(ReqKey key, int64_t turn) {
+    Story& s = stories_[key];
+    s.aborted = true;
+    if (s.ends == 0) s.abort_turn = turn;
+  }
+  // An abort is told with the next step that comes back, in whatever state the req is.
+  void check_aborts(int64_t turn) {
+    for (const auto& [key, s] : stories_) {
+      if (s.ends == 0 && s.abort_turn >= 0 && turn > s.abort_turn + 4) {
+        problem("slow abort: " + name_of(key) + " lives on");
+      }
+    }
+  }
 
   void read(const Outputs& out) {
     for (size_t i = 0; i < out.tokens.size(); ++i) {
@@ -149,6 +163,7 @@ class Judge {
               " reqs ended with the error of " + std::to_string(executor_.num_failed_rows()) +
               " rows:" + failed_names_);
     }
+    check_no_waste();
     if (fatal) return;
     if (loop_.has_unfinished()) problem("unfinished: all ended, the loop waits for more");
     const Scheduler& scheduler = loop_.scheduler();
@@ -180,12 +195,47 @@ class Judge {
            prompt < max_model_len(w_) && blocks <= w_.config.num_blocks - 1;
   }
 
+  // An end by length is known in time and a retracted req keeps the token in flight: where nothing
+  // else ends a req, every token that was sampled was wanted.
+  void check_no_waste() {
+    int64_t wanted = 0;
+    for (const auto& [key, s] : stories_) {
+      if (s.reason != FinishReason::length) return;
+      wanted += s.said_tokens;
+    }
+    if (executor_.num_sampled() != wanted) {
+      problem("waste: " + std::to_string(executor_.num_sampled()) + " tokens were sampled, " +
+              std::to_string(wanted) + " were wanted");
+    }
+  }
+
+  // What a prefix cache may give a req at most: the blocks that it shares with another req of its
+  // salt, and never its last token.
+  void check_cached(ReqKey key, const Story& s) {
+    const std::vector<Token>& prompt = s.spec->prompt;
+    size_t most = 0;
+    for (const auto& [other, o] : stories_) {
+      if (other == key || o.spec->salt != s.spec->salt) continue;
+      std::vector<Token> text = o.spec->prompt;
+      text.insert(text.end(), o.tokens.begin(), o.tokens.end());
+      size_t same = 0;
+      while (same < std::min(text.size(), prompt.size()) && text[same] == prompt[same]) ++same;
+      most = std::max(most, same);
+    }
+    most = std::min(most, prompt.size() - 1);
+    if (s.cached_tokens > static_cast<int32_t>(most)) {
+      problem("cached: " + name_of(key) + " found " + std::to_string(s.cached_tokens) +
+              " tokens in the cache; others of its salt have " + std::to_string(most));
+    }
+  }
+
   void check_answer(ReqKey key, const Story& s, bool fatal, int64_t& failed) {
     const std::string who = name_of(key);
     if (s.said_tokens != static_cast<int32_t>(s.tokens.size())) {
       problem("count: " + who + " says " + std::to_string(s.said_tokens) + " tokens, sent " +
               std::to_string(s.tokens.size()));
     }
+    check_cached(key, s);
     const Expected expected = expected_answer(w_, *s.spec, child_seed(*s.spec, s.child));
     const size_t n = s.tokens.size();
     const bool prefix = n <= expected.tokens.size() &&
@@ -259,7 +309,7 @@ std::vector<std::string> run_by_turns(const Workload& w) {
             loop.abort(keys[i] + spec.params.n - 1);
           }
           for (int32_t c = whole ? 0 : spec.params.n - 1; c < spec.params.n; ++c) {
-            judge.story(keys[i] + c).aborted = true;
+            judge.aborted(keys[i] + c, turn);
           }
         }
       }
@@ -267,6 +317,7 @@ std::vector<std::string> run_by_turns(const Workload& w) {
       loop.outbox().poll(out);
       judge.read(out);
       if (loop.stats().failure.empty()) judge.check_turn();
+      judge.check_aborts(turn);
       if (!busy && to_come == 0) break;
       if (turn > limit + 300) judge.problem("waits for ever: " + std::to_string(turn) + " turns");
     }
