@@ -184,7 +184,7 @@ def _compare(console: Any, args: argparse.Namespace, options: dict[str, Any], re
     longest = max(done.seconds for done in best.values())
     for mode, done in best.items():
         console.print(
-            f"\n  [bold]{mode}[/]  {done.seconds:.1f} s, {done.rate:,.0f} tok/s  [dim]{_MODE_SAYS[mode]}[/]"
+            f"\n  [bold]{mode}[/]  {done.seconds:.1f} s, {done.rate:,.0f} tok/s, {done.num_steps} steps  [dim]{_MODE_SAYS[mode]}[/]"
         )
         if console.is_terminal:
             for row in seats_picture(done.spans, seats, longest, console.width - 6):

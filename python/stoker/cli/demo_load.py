@@ -11,6 +11,7 @@ from random import Random
 from stoker.assemble import Assembly
 from stoker.cli.demo_view import Shown, Span
 from stoker.demo_model import RecallPrompt, recall_prompts, story_prompts
+from stoker.interrupt import Interrupts
 from stoker.llm import LLM
 from stoker.outputs import RequestOutput
 from stoker.sampling_params import SamplingParams
@@ -85,29 +86,35 @@ class LiveRun:
         """Until all are done; `look(seconds since the start)` is called after every step and now and then between."""
         engine, start = self.llm.engine, time.monotonic()
         try:
-            while len(self.outputs) < len(self.shown):
-                now = time.monotonic() - start
-                coming = [shown for shown in self.shown if shown.lane == "coming"]
-                for shown in coming:
-                    if shown.request.arrival <= now:
-                        self._add(shown)
-                if engine.has_unfinished():
-                    for news in engine.step():
-                        assembly, shown = self._assemblies[news.rid]
-                        if assembly.update(news):
-                            engine.abort(news.rid, news.index)
-                        self._note(assembly, shown)
-                    self._guess_lanes()
-                else:
-                    next_arrival = min(shown.request.arrival for shown in coming)
-                    time.sleep(max(0.0, min(0.05, next_arrival - now)))
-                look(time.monotonic() - start)
+            with Interrupts() as interrupts:
+                while len(self.outputs) < len(self.shown):
+                    self._turn(time.monotonic() - start)
+                    look(time.monotonic() - start)
+                    interrupts.check()
         finally:
             for rid, (assembly, _) in self._assemblies.items():
                 if not assembly.finished:
                     engine.abort(rid)
             while engine.has_unfinished():
                 engine.step()
+
+    def _turn(self, now: float) -> None:
+        """Adds who has come, and takes a step or waits a moment."""
+        engine = self.llm.engine
+        coming = [shown for shown in self.shown if shown.lane == "coming"]
+        for shown in coming:
+            if shown.request.arrival <= now:
+                self._add(shown)
+        if engine.has_unfinished():
+            for news in engine.step():
+                assembly, shown = self._assemblies[news.rid]
+                if assembly.update(news):
+                    engine.abort(news.rid, news.index)
+                self._note(assembly, shown)
+            self._guess_lanes()
+        else:
+            next_arrival = min(shown.request.arrival for shown in coming)
+            time.sleep(max(0.0, min(0.05, next_arrival - now)))
 
     def _add(self, shown: Shown) -> None:
         request, rid = shown.request, f"demo-{shown.request.number}"
@@ -140,6 +147,7 @@ class Race:
 
     batching: str
     seconds: float
+    num_steps: int
     num_tokens: int
     texts: list[str]
     spans: list[Span]
@@ -152,6 +160,7 @@ class Race:
 
 def race(llm: LLM, requests: list[DemoRequest], batching: str) -> Race:
     """Runs all requests from time 0 and takes the time."""
+    steps = llm.engine.stats().num_steps
     start = time.monotonic()
     outputs = llm.generate(
         [request.token_ids for request in requests], [request.params for request in requests], use_tqdm=False
@@ -167,4 +176,5 @@ def race(llm: LLM, requests: list[DemoRequest], batching: str) -> Race:
         for request, output in zip(requests, outputs, strict=True)
     ]
     tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
-    return Race(batching, seconds, tokens, [output.outputs[0].text for output in outputs], spans)
+    steps = llm.engine.stats().num_steps - steps
+    return Race(batching, seconds, steps, tokens, [output.outputs[0].text for output in outputs], spans)
