@@ -4,6 +4,7 @@ values. No pickle.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,8 +97,8 @@ def fill_dummy(store: ParameterStore, seed: int) -> None:
 
 @contextmanager
 def _bar(total: int, show: bool) -> Iterator[Callable[[], None]]:
-    """A progress bar on the terminal's error stream; yields what moves it on by one."""
-    if not show:
+    """A progress bar on stderr where that is a terminal; yields what moves it on by one."""
+    if not show or not sys.stderr.isatty():
         yield lambda: None
         return
     from rich.console import Console
