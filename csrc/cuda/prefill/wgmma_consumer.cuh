@@ -28,7 +28,8 @@ class WgmmaConsumer {
         base_(base),
         warpgroup_(warpgroup),
         thread_(static_cast<int>(threadIdx.x) % 128),
-        lane_(static_cast<int>(threadIdx.x) % kWarp) {}
+        lane_(static_cast<int>(threadIdx.x) % kWarp),
+        values_(static_cast<int>(params.block.divisor)) {}
 
   __device__ __forceinline__ void run() {
     // The first warpgroup has the first turn.
@@ -193,7 +194,9 @@ class WgmmaConsumer {
     ptx::wgmma_fence();
 #pragma unroll
     for (int step = 0; step < kN / 16; ++step)
-      Mma::values(o, weights[step], ptx::swizzled_tile(v + step * 16 * 128, Shape::kGroupBytes));
+      Mma::values(o, weights[step],
+                  ptx::swizzled_tile(v + step * values_.step_bytes, values_.group_bytes,
+                                     values_.eight_rows));
     ptx::wgmma_commit();
   }
 
@@ -210,9 +213,12 @@ class WgmmaConsumer {
     char* v = shared_ + Shape::kVOffset + v_.stage * Shape::kTileBytes;
 #pragma unroll
     for (int group = 0; group < Shape::kColumnGroups; ++group) {
-      uint4* chunks = reinterpret_cast<uint4*>(v + group * Shape::kGroupBytes);
-      for (int i = thread_; i < begin * 8; i += 128) chunks[i] = make_uint4(0, 0, 0, 0);
-      for (int i = end * 8 + thread_; i < kN * 8; i += 128) chunks[i] = make_uint4(0, 0, 0, 0);
+      const auto clear = [&](int chunk) {
+        *reinterpret_cast<uint4*>(v + values_.row(chunk / 8, group) + chunk % 8 * 16) =
+            make_uint4(0, 0, 0, 0);
+      };
+      for (int i = thread_; i < begin * 8; i += 128) clear(i);
+      for (int i = end * 8 + thread_; i < kN * 8; i += 128) clear(i);
     }
     ptx::fence_async_shared();
     sync_warpgroup();
@@ -368,6 +374,7 @@ class WgmmaConsumer {
   char* shared_;
   uint32_t base_;
   int warpgroup_, thread_, lane_;
+  ValueLayout<Shape> values_;
   RingPlace<Shape::kQStages> q_;
   RingPlace<Shape::kStages> k_, v_;
 };
