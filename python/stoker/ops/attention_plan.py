@@ -46,6 +46,7 @@ class AttentionPlan:
         tile_tokens, sharing_workers = _cuda.prefill_geometry(q, k_cache)
         self.num_prefill_workers = num_prefill_workers
         self.run_decode = self.run_prefill = True
+        self.used_prefill_slots = 0
         self.planner: Any = _core.AttentionPlanner(
             num_decode_heads=_cuda.decode_heads(heads, kv_heads),
             num_kv_heads=kv_heads,
@@ -92,7 +93,7 @@ class AttentionPlan:
         seat, indptr, length = (
             torch.tensor(list(values), dtype=torch.int32) for values in (row_seat, row_indptr, row_kv_len)
         )
-        used, _, _ = self.planner.plan(
+        used, _, self.used_prefill_slots = self.planner.plan(
             seat, indptr, length, num_decode_rows, self._host_work, self._host_indptr
         )
         self.work[:used].copy_(self._host_work[:used])
