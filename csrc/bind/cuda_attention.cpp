@@ -190,7 +190,8 @@ void paged_attention(py::handle out, py::handle q, py::handle k_cache, py::handl
   if (decode_rows == rows.value || !wants("run_prefill")) return;
   const PrefillTensors chunks{t.out,         t.q,        t.k_cache,    t.v_cache,
                               t.block_table, t.row_seat, t.row_indptr, t.row_kv_len};
-  if (planned && run_prefill(chunks, plan, match, {scale, window, soft_cap}, how)) return;
+  if (planned && run_prefill(chunks, plan, match, {scale, window, soft_cap, k_scale, v_scale}, how))
+    return;
   run_plain(t, decode_rows, rows.value - decode_rows, scale, window, soft_cap, k_scale, v_scale,
             how);
 }

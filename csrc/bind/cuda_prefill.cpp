@@ -110,6 +110,8 @@ bool run_prefill(const PrefillTensors& t, py::handle plan, const TensorMatcher& 
   p.window = options.window;
   p.scale = static_cast<float>(options.scale);
   p.soft_cap = static_cast<float>(options.soft_cap);
+  p.k_scale = static_cast<float>(options.k_scale);
+  p.v_scale = static_cast<float>(options.v_scale);
   require_success(cuda::prefill_attention(p, how), "paged_attention");
   return true;
 }

@@ -18,6 +18,7 @@ struct PrefillOptions {
   double scale;
   int32_t window;
   double soft_cap;
+  double k_scale, v_scale;
 };
 
 // Runs the plan's prefill items: the rows after the decode rows. False, and nothing done, where no

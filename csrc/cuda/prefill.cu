@@ -46,16 +46,17 @@ bool fits_mma(const PrefillParams& p) {
     return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && stride % 8 == 0;
   };
   const int32_t d = p.head_dim;
-  return (p.type == Type::float16 || p.type == Type::bfloat16) && p.cache_type == p.type &&
-         p.block_size > 0 && (d == 64 || d == 80 || d == 96 || d == 128 || d == 256) &&
+  return (p.type == Type::float16 || p.type == Type::bfloat16) &&
+         (p.cache_type == p.type || p.cache_type == Type::float8_e4m3fn) && p.block_size > 0 &&
+         (d == 64 || d == 80 || d == 96 || d == 128 || d == 256) &&
          p.num_heads / p.num_kv_heads <= kPrefillTileRows && aligned(p.q, p.q_row_stride) &&
          aligned(p.out, p.out_row_stride) && aligned(p.k_cache, p.k_block_stride) &&
          aligned(p.v_cache, p.v_block_stride);
 }
 
 bool fits_wgmma(const PrefillParams& p) {
-  return fits_mma(p) && p.head_dim <= 128 && p.block_size >= 8 && p.block_size <= 128 &&
-         kPrefillTilePositions % p.block_size == 0 && is_hopper();
+  return fits_mma(p) && p.cache_type == p.type && p.head_dim <= 128 && p.block_size >= 8 &&
+         p.block_size <= 128 && kPrefillTilePositions % p.block_size == 0 && is_hopper();
 }
 
 using Encode = decltype(&cuTensorMapEncodeTiled);
@@ -154,10 +155,19 @@ Params device_params(const PrefillParams& p) {
   d.head_dim = p.head_dim;
   d.window = p.window;
   d.soft_cap = p.soft_cap;
-  d.soft_cap_inner = p.soft_cap > 0.0f ? p.scale / p.soft_cap : 0.0f;
+  const float scale = p.scale * p.k_scale;
+  d.soft_cap_inner = p.soft_cap > 0.0f ? scale / p.soft_cap : 0.0f;
   d.q_box_rows = p.num_heads / p.num_kv_heads * prefill_tile_tokens(p.num_heads, p.num_kv_heads);
-  d.scale_log2 = (p.soft_cap > 0.0f ? 1.0f : p.scale) * kLog2e;
+  d.scale_log2 = (p.soft_cap > 0.0f ? 1.0f : scale) * kLog2e;
+  d.value_scale = p.v_scale;
   return d;
+}
+
+template <typename T>
+cudaError_t launch_mma_typed(const PrefillParams& p, const LaunchOptions& how) {
+  return p.cache_type == p.type
+             ? prefill::launch_mma<T, T>(device_params(p), p.num_workers, how)
+             : prefill::launch_mma<T, __nv_fp8_e4m3>(device_params(p), p.num_workers, how);
 }
 
 template <typename T>
@@ -197,8 +207,7 @@ cudaError_t prefill_attention(const PrefillParams& p, const LaunchOptions& how) 
                   : launch_wgmma_mapped<__nv_bfloat16>(p, how);
     case PrefillPath::mma:
       if (!fits_mma(p)) return cudaErrorInvalidValue;
-      return half ? prefill::launch_mma<__half>(device_params(p), p.num_workers, how)
-                  : prefill::launch_mma<__nv_bfloat16>(device_params(p), p.num_workers, how);
+      return half ? launch_mma_typed<__half>(p, how) : launch_mma_typed<__nv_bfloat16>(p, how);
     default:
       return cudaErrorInvalidValue;
   }

@@ -75,7 +75,8 @@ struct PrefillParams {
   int32_t num_workers;   // thread blocks to launch; 0: as many as the device runs at once
   int32_t window;        // 0: none
   float scale;
-  float soft_cap;  // 0: none
+  float soft_cap;          // 0: none
+  float k_scale, v_scale;  // true K = stored K * k_scale
   Type type, cache_type;
   PrefillPath path;
 };

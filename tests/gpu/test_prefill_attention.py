@@ -130,6 +130,16 @@ def test_window_and_cap(dim: int, options: dict[str, Any]) -> None:
     assert error(case.run(**options), case.expected(**options)) < LIMIT[torch.bfloat16]
 
 
+@pytest.mark.parametrize("dim", [64, 80, 96, 128, 256])
+def test_fp8_cache(dim: int) -> None:
+    """KV in e4m3 with its scales, read by both 16-bit types."""
+    for dtype in (torch.bfloat16, torch.float16):
+        case = Case(dim, [(150, 900), (64, 64), (5, 4500)], 8, 2, dim, 16, dtype)
+        case.k, case.v = (x.float().mul(8).to(torch.float8_e4m3fn) for x in (case.k, case.v))
+        scales = {"k_scale": 0.125, "v_scale": 0.25}
+        assert error(case.run(**scales), case.expected(**scales)) < LIMIT[dtype]
+
+
 @pytest.mark.parametrize(
     "heads", [(32, 8, 128, 16, 0), (28, 4, 128, 32, 700), (16, 8, 64, 16, 0), (8, 2, 256, 16, 0)]
 )

@@ -3,7 +3,7 @@
 
 namespace stoker::cuda::prefill {
 
-template cudaError_t launch_mma<__nv_bfloat16>(const Params& p, int num_workers,
-                                               const LaunchOptions& how);
+template cudaError_t launch_mma<__nv_bfloat16, __nv_bfloat16>(const Params& p, int num_workers,
+                                                              const LaunchOptions& how);
 
 }  // namespace stoker::cuda::prefill

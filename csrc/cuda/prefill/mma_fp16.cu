@@ -3,6 +3,7 @@
 
 namespace stoker::cuda::prefill {
 
-template cudaError_t launch_mma<__half>(const Params& p, int num_workers, const LaunchOptions& how);
+template cudaError_t launch_mma<__half, __half>(const Params& p, int num_workers,
+                                                const LaunchOptions& how);
 
 }  // namespace stoker::cuda::prefill

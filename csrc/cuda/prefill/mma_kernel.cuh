@@ -4,6 +4,8 @@
 // ldmatrix meets no bank twice.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/common.cuh"
 #include "cuda/prefill/params.cuh"
 
@@ -24,7 +26,7 @@ struct MmaShape {
   static constexpr int kSharedBytes = kVOffset + kN * kPitch + 16;
 };
 
-template <typename T, int kHeadDim>
+template <typename T, typename KV, int kHeadDim>
 class MmaWorker {
   using Shape = MmaShape<kHeadDim>;
   static constexpr int kN = Shape::kN, kRowTiles = Shape::kRowTiles, kPitch = Shape::kPitch;
@@ -117,22 +119,67 @@ class MmaWorker {
   // Positions that nobody of the tile sees are zeros: what lies there is nobody's, and may be NaN.
   __device__ __forceinline__ void load_kv(const Unit& u, int tile, const void* cache,
                                           int64_t block_stride, int at) {
-    constexpr int kUnroll = kRowTiles == 1 ? 64 : 2;  // registers are short
+    constexpr int kTurns = kN * kChunks / kMmaThreads;
+    if constexpr (std::is_same_v<KV, T>) {
+      constexpr int kUnroll = kRowTiles == 1 ? 64 : 2;  // registers are short
 #pragma unroll kUnroll
-    for (int i = 0; i < kN * kChunks / kMmaThreads; ++i) {
-      const int index = thread_ + i * kMmaThreads;
-      const int row = index / kChunks, chunk = index % kChunks;
-      const int position = tile * kN + row;
-      const bool valid = position < u.kv_end && position >= u.lowest;
-      const T* source = static_cast<const T*>(cache);
-      if (valid) {
-        const int slot = p_.block.quotient(position);
-        const int inside = position - slot * static_cast<int>(p_.block.divisor);
-        source += u.blocks[slot] * block_stride +
-                  (u.kv_head * static_cast<int>(p_.block.divisor) + inside) * kHeadDim + chunk * 8;
+      for (int i = 0; i < kTurns; ++i) {
+        const Place place = place_of(u, tile, i);
+        const KV* source = static_cast<const KV*>(cache);
+        if (place.valid) source += place.block * block_stride + place.inside;
+        ptx::cp_async16(base_ + at + place.shared, source, place.valid);
       }
-      ptx::cp_async16(base_ + at + row * kPitch + chunk * 16, source, valid);
+    } else {
+      // 8-bit elements are widened on the way, a few loads in flight at a time.
+      constexpr int kBatch = kTurns % 4 == 0 ? 4 : kTurns % 3 == 0 ? 3 : 5;
+      static_assert(kTurns % kBatch == 0);
+#pragma unroll 1
+      for (int first = 0; first < kTurns; first += kBatch) {
+        uint2 narrow[kBatch];
+        uint32_t shared[kBatch];
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) {
+          const Place place = place_of(u, tile, first + i);
+          narrow[i] = make_uint2(0, 0);
+          shared[i] = place.shared;
+          if (place.valid)
+            narrow[i] = *reinterpret_cast<const uint2*>(static_cast<const KV*>(cache) +
+                                                        place.block * block_stride + place.inside);
+        }
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i)
+          *reinterpret_cast<uint4*>(shared_ + at + shared[i]) =
+              make_uint4(widened(narrow[i].x), widened(narrow[i].x >> 16), widened(narrow[i].y),
+                         widened(narrow[i].y >> 16));
+      }
     }
+  }
+
+  // Two e4m3 elements, the low half word's, as two of T.
+  static __device__ __forceinline__ uint32_t widened(uint32_t pair) {
+    const __half2 halves(
+        __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(pair), __NV_E4M3));
+    if constexpr (std::is_same_v<T, __half>) return *reinterpret_cast<const uint32_t*>(&halves);
+    const float2 both = __half22float2(halves);
+    return pack2<T>(both.x, both.y);
+  }
+
+  // Where 8 elements of KV come from and go to: the i-th such piece of this thread.
+  struct Place {
+    bool valid;
+    int block, inside, shared;
+  };
+  __device__ __forceinline__ Place place_of(const Unit& u, int tile, int i) const {
+    const int index = thread_ + i * kMmaThreads;
+    const int row = index / kChunks, chunk = index % kChunks;
+    const int position = tile * kN + row;
+    Place place{position < u.kv_end && position >= u.lowest, 0, 0, row * kPitch + chunk * 16};
+    if (place.valid) {
+      const int block_size = static_cast<int>(p_.block.divisor), slot = p_.block.quotient(position);
+      place.block = u.blocks[slot];
+      place.inside = (u.kv_head * block_size + position - slot * block_size) * kHeadDim + chunk * 8;
+    }
+    return place;
   }
 
   __device__ __forceinline__ void multiply_scores(float (&s)[kRowTiles][kN / 8][4]) {
@@ -251,7 +298,7 @@ class MmaWorker {
         float whole = sum[t][r];
         whole += __shfl_xor_sync(0xffffffff, whole, 1);
         whole += __shfl_xor_sync(0xffffffff, whole, 2);
-        const float inverse = whole > 0.0f ? 1.0f / whole : 0.0f;
+        const float inverse = whole > 0.0f ? p_.value_scale / whole : 0.0f;
         char* row = shared_ + (warp_row(t) + (lane_ >> 2) + r * 8) * kPitch + (lane_ % 4) * 4;
 #pragma unroll
         for (int j = 0; j < kHeadDim / 8; ++j)
@@ -281,7 +328,7 @@ class MmaWorker {
   int thread_, warp_, lane_;
 };
 
-template <typename T, int kHeadDim>
+template <typename T, typename KV, int kHeadDim>
 __global__ void __launch_bounds__(kMmaThreads) mma_kernel(const __grid_constant__ Params p) {
   using Shape = MmaShape<kHeadDim>;
   extern __shared__ __align__(16) char shared[];
@@ -289,7 +336,7 @@ __global__ void __launch_bounds__(kMmaThreads) mma_kernel(const __grid_constant_
   ptx::grid_dependency_launch();
   const int total = num_units(p) * Shape::kPasses;
   volatile int* next = reinterpret_cast<volatile int*>(shared + Shape::kSharedBytes - 16);
-  MmaWorker<T, kHeadDim> worker(p, shared);
+  MmaWorker<T, KV, kHeadDim> worker(p, shared);
   while (true) {
     if (threadIdx.x == 0) *next = atomicAdd(p.queue, 1);
     __syncthreads();

@@ -6,9 +6,9 @@
 
 namespace stoker::cuda::prefill {
 
-template <typename T, int kHeadDim>
+template <typename T, typename KV, int kHeadDim>
 cudaError_t launch_mma_shaped(const Params& p, int num_workers, const LaunchOptions& how) {
-  auto* kernel = mma_kernel<T, kHeadDim>;
+  auto* kernel = mma_kernel<T, KV, kHeadDim>;
   constexpr int kBytes = MmaShape<kHeadDim>::kSharedBytes;
   cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
@@ -27,19 +27,19 @@ cudaError_t launch_mma_shaped(const Params& p, int num_workers, const LaunchOpti
   return launch(kernel, {dim3(num_workers), dim3(kMmaThreads), kBytes, how.stream, how.overlap}, p);
 }
 
-template <typename T>
+template <typename T, typename KV>
 cudaError_t launch_mma(const Params& p, int num_workers, const LaunchOptions& how) {
   switch (p.head_dim) {
     case 64:
-      return launch_mma_shaped<T, 64>(p, num_workers, how);
+      return launch_mma_shaped<T, KV, 64>(p, num_workers, how);
     case 80:
-      return launch_mma_shaped<T, 80>(p, num_workers, how);
+      return launch_mma_shaped<T, KV, 80>(p, num_workers, how);
     case 96:
-      return launch_mma_shaped<T, 96>(p, num_workers, how);
+      return launch_mma_shaped<T, KV, 96>(p, num_workers, how);
     case 128:
-      return launch_mma_shaped<T, 128>(p, num_workers, how);
+      return launch_mma_shaped<T, KV, 128>(p, num_workers, how);
     case 256:
-      return launch_mma_shaped<T, 256>(p, num_workers, how);
+      return launch_mma_shaped<T, KV, 256>(p, num_workers, how);
     default:
       return cudaErrorInvalidValue;
   }

@@ -51,6 +51,7 @@ struct Params {
   float scale_log2;      // what a score is multiplied with before exp2
   float soft_cap_inner;  // soft_cap > 0: score -> soft_cap * tanh(score * soft_cap_inner)
   float soft_cap;
+  float value_scale;  // of the whole result
 };
 
 // One unit of work: an item for one KV head.

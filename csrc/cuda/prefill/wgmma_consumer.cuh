@@ -346,7 +346,8 @@ class WgmmaConsumer {
                                         const RowState& state) {
     float inverse[2];
 #pragma unroll
-    for (int r = 0; r < 2; ++r) inverse[r] = state.sum[r] > 0.0f ? 1.0f / state.sum[r] : 0.0f;
+    for (int r = 0; r < 2; ++r)
+      inverse[r] = state.sum[r] > 0.0f ? p_.value_scale / state.sum[r] : 0.0f;
 #pragma unroll
     for (int i = 0; i < kValues / 2; ++i) {
       const int r = i & 1;
