@@ -211,13 +211,15 @@ class WgmmaConsumer {
   // zeros, each before its own product.
   __device__ __forceinline__ void clear_outside(int begin, int end) {
     char* v = shared_ + Shape::kVOffset + v_.stage * Shape::kTileBytes;
-#pragma unroll
+#pragma unroll 1  // rare and in the middle of the loop: as short as can be
     for (int group = 0; group < Shape::kColumnGroups; ++group) {
       const auto clear = [&](int chunk) {
         *reinterpret_cast<uint4*>(v + values_.row(chunk / 8, group) + chunk % 8 * 16) =
             make_uint4(0, 0, 0, 0);
       };
+#pragma unroll 1
       for (int i = thread_; i < begin * 8; i += 128) clear(i);
+#pragma unroll 1
       for (int i = end * 8 + thread_; i < kN * 8; i += 128) clear(i);
     }
     ptx::fence_async_shared();
