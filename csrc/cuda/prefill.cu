@@ -72,53 +72,40 @@ Encode find_encode() {
              : nullptr;
 }
 
-// A 16-bit tensor of up to five dimensions, innermost first, and the box that one copy brings;
-// columns past the end come as zeros.
+// Boxes of 64 columns of a 16-bit tensor of four dimensions, innermost first; columns past the end
+// come as zeros.
 struct Map {
-  uint32_t rank;
-  cuuint64_t sizes[5];
-  cuuint64_t strides[4];  // bytes, of all dimensions but the innermost
-  cuuint32_t box[5];
+  cuuint64_t sizes[4];
+  cuuint64_t strides[3];  // bytes, of all dimensions but the innermost
+  cuuint32_t box[4];
 };
 
 cudaError_t encode_map(CUtensorMap& map, const void* data, Type type, const Map& m) {
   static const Encode encode = find_encode();
   if (encode == nullptr) return cudaErrorNotSupported;
-  const cuuint32_t steps[5] = {1, 1, 1, 1, 1};
+  const cuuint32_t steps[4] = {1, 1, 1, 1};
   const CUresult result = encode(
       &map,
       type == Type::bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-      m.rank, const_cast<void*>(data), m.sizes, m.strides, m.box, steps,
-      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      4, const_cast<void*>(data), m.sizes, m.strides, m.box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
       CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
-// [block][head][position][column]: a box is 64 columns of a block's positions.
+// [block][head][position][column]: a box is a block's positions.
 Map cache_map(const PrefillParams& p, int64_t block_stride) {
   const auto d = static_cast<cuuint64_t>(p.head_dim), size = static_cast<cuuint64_t>(p.block_size);
-  return {4,
-          {d, size, static_cast<cuuint64_t>(p.num_kv_heads), static_cast<cuuint64_t>(p.num_blocks)},
+  return {{d, size, static_cast<cuuint64_t>(p.num_kv_heads), static_cast<cuuint64_t>(p.num_blocks)},
           {d * 2, d * 2 * size, static_cast<cuuint64_t>(block_stride) * 2},
           {64, static_cast<cuuint32_t>(p.block_size), 1, 1}};
-}
-
-// [block][head][column group][position][64 columns]: a box is a block's two groups, side by side.
-Map paired_cache_map(const PrefillParams& p, int64_t block_stride) {
-  const auto d = static_cast<cuuint64_t>(p.head_dim), size = static_cast<cuuint64_t>(p.block_size);
-  return {5,
-          {64, size, d / 64, static_cast<cuuint64_t>(p.num_kv_heads),
-           static_cast<cuuint64_t>(p.num_blocks)},
-          {d * 2, 128, d * 2 * size, static_cast<cuuint64_t>(block_stride) * 2},
-          {64, static_cast<cuuint32_t>(p.block_size), static_cast<cuuint32_t>(d / 64), 1, 1}};
 }
 
 // [1][token][head][column]: a box is a tile's tokens, the heads of one group of each, so that its
 // rows are the tile's.
 Map q_map(const PrefillParams& p) {
   const auto stride = static_cast<cuuint64_t>(p.q_row_stride) * 2;
-  return {4,
-          {static_cast<cuuint64_t>(p.head_dim), static_cast<cuuint64_t>(p.num_heads),
+  return {{static_cast<cuuint64_t>(p.head_dim), static_cast<cuuint64_t>(p.num_heads),
            static_cast<cuuint64_t>(p.num_tokens), 1},
           {static_cast<cuuint64_t>(p.head_dim) * 2, stride,
            stride * static_cast<cuuint64_t>(p.num_tokens)},
@@ -176,11 +163,8 @@ cudaError_t launch_wgmma_mapped(const PrefillParams& p, const LaunchOptions& how
   cudaError_t error = encode_map(maps.q, p.q, p.type, q_map(p));
   if (error == cudaSuccess)
     error = encode_map(maps.k, p.k_cache, p.type, cache_map(p, p.k_block_stride));
-  const bool paired = prefill::values_are_paired(p.head_dim, p.block_size);
   if (error == cudaSuccess)
-    error =
-        encode_map(maps.v, p.v_cache, p.type,
-                   paired ? paired_cache_map(p, p.v_block_stride) : cache_map(p, p.v_block_stride));
+    error = encode_map(maps.v, p.v_cache, p.type, cache_map(p, p.v_block_stride));
   if (error != cudaSuccess) return error;
   return prefill::launch_wgmma<T>(device_params(p), maps, p.num_workers, how);
 }

@@ -37,15 +37,15 @@ __device__ __forceinline__ void pin(float (&registers)[kCount]) {
 }
 
 // A tile in shared memory whose rows are 128 bytes, swizzled by 128 bytes (16-byte chunk c of row r
-// lies at chunk c ^ (r % 8)). `address` is that of a row divisible by 8 (1024-byte aligned), or of
-// a 32-byte step inside it; 8 rows are contiguous, the next 8 lie eight_rows_bytes on.
-// column_group_bytes: distance of the next 64 columns, for an operand read across its rows
-// (transposed); else unused.
-__device__ __forceinline__ uint64_t swizzled_tile(uint32_t address, uint32_t column_group_bytes,
-                                                  uint32_t eight_rows_bytes = 1024) {
+// lies at chunk c ^ (r % 8)), 1024-byte aligned; 8 rows are 1024 bytes. `address` may point to a
+// 32-byte step inside the first row. column_group_bytes: distance of the next 64 columns, for an
+// operand read across its rows (transposed); else unused.
+__device__ __forceinline__ uint64_t swizzled_tile(uint32_t address, uint32_t column_group_bytes) {
   constexpr uint64_t kSwizzle128 = 1ull << 62;
-  return kSwizzle128 | static_cast<uint64_t>(eight_rows_bytes >> 4) << 32 |
-         static_cast<uint64_t>(((column_group_bytes >> 4) << 16) | ((address >> 4) & 0x3fff));
+  constexpr uint64_t kEightRows = static_cast<uint64_t>(1024 >> 4) << 32;
+  return kSwizzle128 | kEightRows |
+         (static_cast<uint64_t>((column_group_bytes >> 4) & 0x3fff) << 16) |
+         ((address >> 4) & 0x3fff);
 }
 
 // scores[64, 128] (+)= A * B^T: both operands in shared memory, rows along the summed dimension.

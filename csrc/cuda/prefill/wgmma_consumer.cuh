@@ -28,8 +28,7 @@ class WgmmaConsumer {
         base_(base),
         warpgroup_(warpgroup),
         thread_(static_cast<int>(threadIdx.x) % 128),
-        lane_(static_cast<int>(threadIdx.x) % kWarp),
-        values_(static_cast<int>(params.block.divisor)) {}
+        lane_(static_cast<int>(threadIdx.x) % kWarp) {}
 
   __device__ __forceinline__ void run() {
     // The first warpgroup has the first turn.
@@ -194,9 +193,7 @@ class WgmmaConsumer {
     ptx::wgmma_fence();
 #pragma unroll
     for (int step = 0; step < kN / 16; ++step)
-      Mma::values(o, weights[step],
-                  ptx::swizzled_tile(v + step * values_.step_bytes, values_.group_bytes,
-                                     values_.eight_rows));
+      Mma::values(o, weights[step], ptx::swizzled_tile(v + step * 16 * 128, Shape::kGroupBytes));
     ptx::wgmma_commit();
   }
 
@@ -213,14 +210,11 @@ class WgmmaConsumer {
     char* v = shared_ + Shape::kVOffset + v_.stage * Shape::kTileBytes;
 #pragma unroll 1  // rare and in the middle of the loop: as short as can be
     for (int group = 0; group < Shape::kColumnGroups; ++group) {
-      const auto clear = [&](int chunk) {
-        *reinterpret_cast<uint4*>(v + values_.row(chunk / 8, group) + chunk % 8 * 16) =
-            make_uint4(0, 0, 0, 0);
-      };
+      uint4* chunks = reinterpret_cast<uint4*>(v + group * Shape::kGroupBytes);
 #pragma unroll 1
-      for (int i = thread_; i < begin * 8; i += 128) clear(i);
+      for (int i = thread_; i < begin * 8; i += 128) chunks[i] = make_uint4(0, 0, 0, 0);
 #pragma unroll 1
-      for (int i = end * 8 + thread_; i < kN * 8; i += 128) clear(i);
+      for (int i = end * 8 + thread_; i < kN * 8; i += 128) chunks[i] = make_uint4(0, 0, 0, 0);
     }
     ptx::fence_async_shared();
     sync_warpgroup();
@@ -377,7 +371,6 @@ class WgmmaConsumer {
   char* shared_;
   uint32_t base_;
   int warpgroup_, thread_, lane_;
-  ValueLayout<Shape> values_;
   RingPlace<Shape::kQStages> q_;
   RingPlace<Shape::kStages> k_, v_;
 };

@@ -8,8 +8,7 @@
 // Shared memory, all in 128-byte rows swizzled by 128 bytes, 64 columns a group:
 //   q  [stage][column group][128 rows]            also the way out of the result
 //   k  [stage][column group][128 positions]       rows along the summed dimension of Q K^T
-//   v  [stage][column group][128 positions]       read transposed as B of P V; or as ValueLayout
-//   says
+//   v  [stage][column group][128 positions]       read transposed as B of P V
 #pragma once
 
 #include "cuda/prefill/wgmma_consumer.cuh"
@@ -38,11 +37,9 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
     if (warp == 0) {
       if (threadIdx.x == 0) hand_out_units<Shape>(p, maps, shared, base);
     } else if (warp == 1) {
-      bring_keys<Shape, 0>(p, maps, shared, base);
+      bring_kv<Shape, true>(p, maps, shared, base);
     } else if (warp == 2) {
-      bring_values<Shape>(p, maps, shared, base);
-    } else if (Shape::kColumnGroups == 2) {
-      bring_keys<Shape, 1>(p, maps, shared, base);
+      bring_kv<Shape, false>(p, maps, shared, base);
     }
   } else {
     ptx::take_registers<240>();

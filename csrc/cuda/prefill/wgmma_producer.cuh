@@ -47,16 +47,23 @@ __device__ __forceinline__ void hand_out_units(const Params& p, const TensorMaps
   leave_queue(p);
 }
 
-// One warp: what it brings of the KV tiles of every unit. Lane l brings what `copy` says of the
-// block at position `offset(l)` of a tile; lanes whose offset is past the tile bring nothing.
-template <typename Shape, bool kClaims, typename Copy>
-__device__ __forceinline__ void bring_tiles(const Params& p, char* shared, uint32_t base, int full,
-                                            int empty, int offset, uint32_t bytes_of_lane,
-                                            const Copy& copy) {
+// One warp: the K (or V) tiles of every unit, a block's 64 columns a copy and a lane.
+template <typename Shape, bool kKeys>
+__device__ __forceinline__ void bring_kv(const Params& p, const TensorMaps& maps, char* shared,
+                                         uint32_t base) {
   using Barriers = WgmmaBarriers<Shape>;
   constexpr int kN = kPrefillTilePositions;
+  constexpr int kFull = kKeys ? Barriers::kKFull : Barriers::kVFull;
+  constexpr int kEmpty = kKeys ? Barriers::kKEmpty : Barriers::kVEmpty;
+  constexpr int kOffset = kKeys ? Shape::kKOffset : Shape::kVOffset;
+  const CUtensorMap* map = kKeys ? &maps.k : &maps.v;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int block_size = static_cast<int>(p.block.divisor);
+  const int blocks = kN / block_size;  // of a tile; times the column groups at most 32
+  const int group = lane / blocks;
+  const int offset = (lane - group * blocks) * block_size;  // of this lane's block in a tile
+  const uint32_t block_bytes = block_size * 128;            // one column group's
+  const uint32_t destination = base + kOffset + group * Shape::kGroupBytes + offset * 128;
   RingPlace<kUnitSlots> slot;
   RingPlace<Shape::kStages> place;
   while (true) {
@@ -66,66 +73,28 @@ __device__ __forceinline__ void bring_tiles(const Params& p, char* shared, uint3
     // This lane's block of a tile, or -1 where the tile has none for it that anyone may read.
     const auto block_of = [&](int tile) {
       const int position = tile * kN + offset;
-      const bool wanted =
-          tile < end_tile && offset < kN && position < u.kv_end && position + block_size > u.lowest;
+      const bool wanted = tile < end_tile && group < Shape::kColumnGroups && position < u.kv_end &&
+                          position + block_size > u.lowest;
       return wanted ? u.blocks[p.block.quotient(position)] : -1;
     };
     int block = block_of(u.lowest / kN);
     for (int tile = u.lowest / kN; tile < end_tile; ++tile) {
       const int next = block_of(tile + 1);
-      if (kClaims && tile + 1 == end_tile && lane == 0)
+      if (kKeys && tile + 1 == end_tile && lane == 0)
         ptx::mbarrier_arrive(Barriers::at(base, Barriers::kClaim));
       const int count = __popc(__ballot_sync(0xffffffff, block >= 0));
-      const uint32_t arrived = Barriers::at(base, full + place.stage);
-      ptx::mbarrier_wait(Barriers::at(base, empty + place.stage), place.parity ^ 1);
-      if (lane == 0) ptx::mbarrier_arrive_expect(arrived, count * bytes_of_lane);
+      const uint32_t full = Barriers::at(base, kFull + place.stage);
+      ptx::mbarrier_wait(Barriers::at(base, kEmpty + place.stage), place.parity ^ 1);
+      if (lane == 0) ptx::mbarrier_arrive_expect(full, count * block_bytes);
       __syncwarp();
-      if (block >= 0) copy(place.stage * Shape::kTileBytes, arrived, u.kv_head, block);
+      if (block >= 0) {
+        ptx::tensor_copy_4d(destination + place.stage * Shape::kTileBytes, map, full, group * 64, 0,
+                            u.kv_head, block);
+      }
       __syncwarp();
       place.advance();
       block = next;
     }
-  }
-}
-
-// One warp: one column group of K, a block a copy.
-template <typename Shape, int kGroup>
-__device__ __forceinline__ void bring_keys(const Params& p, const TensorMaps& maps, char* shared,
-                                           uint32_t base) {
-  using Barriers = WgmmaBarriers<Shape>;
-  const int block_size = static_cast<int>(p.block.divisor);
-  const int offset = static_cast<int>(threadIdx.x) % kWarp * block_size;
-  const uint32_t destination = base + Shape::kKOffset + kGroup * Shape::kGroupBytes + offset * 128;
-  bring_tiles<Shape, kGroup == 0>(
-      p, shared, base, Barriers::kKFull, Barriers::kKEmpty, offset, block_size * 128,
-      [&](int stage, uint32_t barrier, int head, int block) {
-        ptx::tensor_copy_4d(destination + stage, &maps.k, barrier, kGroup * 64, 0, head, block);
-      });
-}
-
-// One warp: V, both column groups of a block in one copy where its layout has them side by side.
-template <typename Shape>
-__device__ __forceinline__ void bring_values(const Params& p, const TensorMaps& maps, char* shared,
-                                             uint32_t base) {
-  using Barriers = WgmmaBarriers<Shape>;
-  const int block_size = static_cast<int>(p.block.divisor);
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  if (values_are_paired(Shape::kHeadDim, block_size)) {
-    const uint32_t destination = base + Shape::kVOffset + lane * block_size * 256;
-    bring_tiles<Shape, false>(
-        p, shared, base, Barriers::kVFull, Barriers::kVEmpty, lane * block_size, block_size * 256,
-        [&](int stage, uint32_t barrier, int head, int block) {
-          ptx::tensor_copy_5d(destination + stage, &maps.v, barrier, 0, 0, 0, head, block);
-        });
-  } else {
-    const int group = lane % Shape::kColumnGroups;
-    const int offset = lane / Shape::kColumnGroups * block_size;
-    const uint32_t destination = base + Shape::kVOffset + group * Shape::kGroupBytes + offset * 128;
-    bring_tiles<Shape, false>(
-        p, shared, base, Barriers::kVFull, Barriers::kVEmpty, offset, block_size * 128,
-        [&](int stage, uint32_t barrier, int head, int block) {
-          ptx::tensor_copy_4d(destination + stage, &maps.v, barrier, group * 64, 0, head, block);
-        });
   }
 }
 

@@ -34,40 +34,6 @@ struct WgmmaShape {
   static_assert(kBarrierOffset % 8 == 0 && kSharedBytes <= 232448);
 };
 
-// Whether one copy brings both column groups of a block of V.
-__host__ __device__ constexpr bool values_are_paired(int head_dim, int block_size) {
-  return head_dim == 128 && block_size <= 16;
-}
-
-// How a tile of V lies. Like K, column group after column group; or, where blocks are small and the
-// head has two groups, block after block, each with its two groups side by side, so that one copy
-// brings both.
-template <typename Shape>
-struct ValueLayout {
-  int box_shift;         // log2 of the rows that are contiguous in a column group
-  uint32_t group_bytes;  // from one column group to the next
-  uint32_t eight_rows;   // from 8 rows to the next 8 of a step of 16
-  uint32_t step_bytes;   // from 16 rows to the next 16
-
-  __device__ __forceinline__ explicit ValueLayout(int block_size) {
-    if (values_are_paired(Shape::kHeadDim, block_size)) {
-      box_shift = block_size == 8 ? 3 : 4;
-      group_bytes = block_size * 128;
-      eight_rows = block_size == 8 ? 2048 : 1024;
-      step_bytes = 4096;
-    } else {
-      box_shift = 7;
-      group_bytes = Shape::kGroupBytes;
-      eight_rows = 1024;
-      step_bytes = 2048;
-    }
-  }
-  __device__ __forceinline__ uint32_t row(int row, int group) const {
-    const uint32_t box = row >> box_shift, inside = row & ((1 << box_shift) - 1);
-    return ((box * Shape::kColumnGroups) << box_shift) * 128 + group * group_bytes + inside * 128;
-  }
-};
-
 template <typename Shape>
 struct WgmmaBarriers {
   static constexpr int kKFull = 0;
@@ -80,8 +46,6 @@ struct WgmmaBarriers {
   static constexpr int kUnitEmpty = kUnitFull + kUnitSlots;
   static constexpr int kClaim = kUnitEmpty + kUnitSlots;  // the next unit is wanted
   static constexpr int kCount = kClaim + 1;
-  // Who reads a unit: the consumers, a warp for each column group of K and one for V.
-  static constexpr int kUnitReaders = kConsumerWarps + Shape::kColumnGroups + 1;
   static_assert(kCount * 8 <= 256);
 
   static __device__ __forceinline__ uint32_t at(uint32_t base, int index) {
@@ -90,7 +54,7 @@ struct WgmmaBarriers {
   // By one thread; the thread block synchronises afterwards.
   static __device__ __forceinline__ void init(uint32_t base) {
     for (int i = 0; i < Shape::kStages; ++i) {
-      ptx::mbarrier_init(at(base, kKFull + i), Shape::kColumnGroups);
+      ptx::mbarrier_init(at(base, kKFull + i), 1);
       ptx::mbarrier_init(at(base, kKEmpty + i), kConsumerWarps);
       ptx::mbarrier_init(at(base, kVFull + i), 1);
       ptx::mbarrier_init(at(base, kVEmpty + i), kConsumerWarps);
@@ -101,7 +65,8 @@ struct WgmmaBarriers {
     }
     for (int i = 0; i < kUnitSlots; ++i) {
       ptx::mbarrier_init(at(base, kUnitFull + i), 1);
-      ptx::mbarrier_init(at(base, kUnitEmpty + i), kUnitReaders);
+      ptx::mbarrier_init(at(base, kUnitEmpty + i),
+                         kConsumerWarps + 2);  // and the two that bring K and V
     }
     ptx::mbarrier_init(at(base, kClaim), 1);
     ptx::mbarrier_init_fence();
