@@ -1,7 +1,9 @@
 """Prefill attention and mixed batches over the peers' grid: microseconds, TFLOP/s, the best paged peer beside them.
 
-Usage: python benchmarks/gpu/prefill.py OUT.json [--heads 32/8,16/8,28/4] [--pool-gb 16] [--seconds 200] [--parts prefill,mixed]
-A mixed batch is timed in one call and as two calls on two streams, the chunk with a share of the multiprocessors.
+Usage: python benchmarks/gpu/prefill.py OUT.json [--heads 32/8,16/8,28/4] [--pool-gb 16] [--seconds 200]
+    [--parts prefill,mixed,fp8] [--shares 56,60,64] [--small-shares 14,16,18,22]
+fp8: the same cells over an e4m3 cache (name it last: it replaces the pools), beside the peers' bf16 figures.
+A mixed batch is timed in one call, and as two calls on two streams with the chunk on a share of the multiprocessors.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ class Batch:
         blocks = [-(-kv // BLOCK) for _, kv in rows]
         total = sum(blocks)
         elements = total * BLOCK * hkv * HEAD_DIM
-        self.rotation = min(16, rotations(elements * 4, pools[0].numel() * 4))
+        self.rotation = min(16, rotations(2 * elements * pools[0].element_size(), 2 * pools[0].nbytes))
         shape = (total, hkv, BLOCK, HEAD_DIM)
         self.sets = [
             tuple(p[r * elements : (r + 1) * elements].view(shape) for p in pools)
@@ -177,20 +179,24 @@ def main() -> None:
     parser.add_argument("--pool-gb", type=float, default=16)
     parser.add_argument("--seconds", type=float, default=200)
     parser.add_argument("--parts", default="prefill,mixed")
-    parser.add_argument("--shares", default="44,52,60,68")
+    parser.add_argument("--shares", default="56,60,64", help="multiprocessors for a chunk of 2048")
+    parser.add_argument("--small-shares", default="14,16,18,22", help="for a chunk of 512")
     options = parser.parse_args()
     begin = time.monotonic()
     elements = int(options.pool_gb * 1e9 / 4)
     pools = (filled(elements, torch.bfloat16), filled(elements, torch.bfloat16))
     rows: list[dict[str, Any]] = []
     for part in options.parts.split(","):
+        if part == "fp8":
+            pools = tuple(filled(elements, torch.float8_e4m3fn) for _ in range(2))
         for heads in options.heads.split(","):
-            for cell in PREFILL if part == "prefill" else MIXED:
+            for cell in MIXED if part == "mixed" else PREFILL:
                 if time.monotonic() - begin > options.seconds:
                     print("out of time before", part, heads, cell)
                     continue
-                if part == "prefill":
+                if part != "mixed":
                     row = measure_prefill(pools, heads, cell)
+                    row["cell"] = row["cell"].replace("prefill", part)
                     rows.append(row)
                     print(
                         f"{row['cell']:34s} {row['us']:9.1f} us {row['tflops']:6.1f} TFLOP/s  floor {row['floor_us']:8.1f} us"
@@ -198,9 +204,8 @@ def main() -> None:
                         flush=True,
                     )
                 elif heads != "28/4":
-                    shares = [int(x) for x in options.shares.split(",")]
-                    if cell[0] <= 512:
-                        shares = [s // 2 for s in shares]
+                    given = options.shares if cell[0] > 512 else options.small_shares
+                    shares = [int(x) for x in given.split(",")]
                     for row in measure_mixed(pools, heads, cell, shares):
                         rows.append(row)
                         print(

@@ -372,7 +372,8 @@ class WgmmaConsumer {
   uint32_t base_;
   int warpgroup_, thread_, lane_;
   RingPlace<Shape::kQStages> q_;
-  RingPlace<Shape::kStages> k_, v_;
+  RingPlace<Shape::kKStages> k_;
+  RingPlace<Shape::kVStages> v_;
 };
 
 }  // namespace stoker::cuda::prefill

@@ -65,7 +65,7 @@ __device__ __forceinline__ void bring_kv(const Params& p, const TensorMaps& maps
   const uint32_t block_bytes = block_size * 128;            // one column group's
   const uint32_t destination = base + kOffset + group * Shape::kGroupBytes + offset * 128;
   RingPlace<kUnitSlots> slot;
-  RingPlace<Shape::kStages> place;
+  RingPlace<kKeys ? Shape::kKStages : Shape::kVStages> place;
   while (true) {
     const Unit u = take_unit<Shape>(shared, base, slot);
     if (u.q_count == 0) break;

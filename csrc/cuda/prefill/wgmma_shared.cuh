@@ -21,14 +21,15 @@ struct WgmmaShape {
   static constexpr int kHeadDim = kHeadDimension;
   static constexpr int kColumnGroups = (kHeadDim + 63) / 64;
   static constexpr int kQStages = 2;
-  static constexpr int kStages = kHeadDim <= 64 ? 4 : 2;
+  static constexpr int kKStages = kHeadDim <= 64 ? 4 : 3;
+  static constexpr int kVStages = kHeadDim <= 64 ? 4 : 2;
   static constexpr int kGroupBytes = 128 * 128;  // 128 rows of 64 columns
   static constexpr int kTileBytes = kColumnGroups * kGroupBytes;
   static_assert(kPrefillTileRows == 128 && kPrefillTilePositions == 128);
   static constexpr int kQOffset = 0;
   static constexpr int kKOffset = kQOffset + kQStages * kTileBytes;
-  static constexpr int kVOffset = kKOffset + kStages * kTileBytes;
-  static constexpr int kUnitOffset = kVOffset + kStages * kTileBytes;
+  static constexpr int kVOffset = kKOffset + kKStages * kTileBytes;
+  static constexpr int kUnitOffset = kVOffset + kVStages * kTileBytes;
   static constexpr int kBarrierOffset = kUnitOffset + kUnitSlots * static_cast<int>(sizeof(Unit));
   static constexpr int kSharedBytes = kBarrierOffset + 256 + 1024;  // the last: to align the start
   static_assert(kBarrierOffset % 8 == 0 && kSharedBytes <= 232448);
@@ -37,10 +38,10 @@ struct WgmmaShape {
 template <typename Shape>
 struct WgmmaBarriers {
   static constexpr int kKFull = 0;
-  static constexpr int kKEmpty = kKFull + Shape::kStages;
-  static constexpr int kVFull = kKEmpty + Shape::kStages;
-  static constexpr int kVEmpty = kVFull + Shape::kStages;
-  static constexpr int kQFull = kVEmpty + Shape::kStages;
+  static constexpr int kKEmpty = kKFull + Shape::kKStages;
+  static constexpr int kVFull = kKEmpty + Shape::kKStages;
+  static constexpr int kVEmpty = kVFull + Shape::kVStages;
+  static constexpr int kQFull = kVEmpty + Shape::kVStages;
   static constexpr int kQEmpty = kQFull + Shape::kQStages;
   static constexpr int kUnitFull = kQEmpty + Shape::kQStages;
   static constexpr int kUnitEmpty = kUnitFull + kUnitSlots;
@@ -53,9 +54,11 @@ struct WgmmaBarriers {
   }
   // By one thread; the thread block synchronises afterwards.
   static __device__ __forceinline__ void init(uint32_t base) {
-    for (int i = 0; i < Shape::kStages; ++i) {
+    for (int i = 0; i < Shape::kKStages; ++i) {
       ptx::mbarrier_init(at(base, kKFull + i), 1);
       ptx::mbarrier_init(at(base, kKEmpty + i), kConsumerWarps);
+    }
+    for (int i = 0; i < Shape::kVStages; ++i) {
       ptx::mbarrier_init(at(base, kVFull + i), 1);
       ptx::mbarrier_init(at(base, kVEmpty + i), kConsumerWarps);
     }
