@@ -107,10 +107,14 @@ def make_model(case: str, seed: int = 0, gain: float = 1.5) -> Any:
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if parameter.dim() == 2:
-                std = 1.0 if "embed_tokens" in key else gain * parameter.shape[1] ** -0.5
+                std = gain * parameter.shape[1] ** -0.5
+                if "embed_tokens" in key:
+                    # A tied table of large entries would make every token predict itself.
+                    std = 0.05 if config.tie_word_embeddings and gain > 1 else 1.0
                 parameter.normal_(0.0, std, generator=generator)
             elif "norm" in key:
-                parameter.uniform_(0.5, 1.5, generator=generator)
+                spread = 0.5 if gain > 1 else 0.2
+                parameter.uniform_(1 - spread, 1 + spread, generator=generator)
             else:
                 parameter.normal_(0.0, 0.5, generator=generator)
     return model

@@ -60,6 +60,7 @@ class Engine:
         self.dtype = parts.dtype
         self.ledger = parts.ledger
         self.max_num_seqs = parts.sizes.max_num_seqs
+        self.runner = parts.runner
         self.loop = EngineLoop(
             scheduler_config(config, parts), parts.runner, worker_thread=parts.worker_thread
         )
