@@ -23,7 +23,7 @@ def test_widened_in_pieces(
     weight = torch.randn(170, 96, generator=generator).to(dtype)
     offset = torch.randn(170, generator=generator).to(dtype) if bias else None
     out = torch.empty(rows, 170, dtype=dtype)
-    WideningMatmul()(out, x, weight, offset)
+    WideningMatmul()(out, x, weight.t(), offset)
     expected = x.float() @ weight.float().t()
     if offset is not None:
         expected += offset.float()
@@ -36,14 +36,14 @@ def test_a_row_does_not_depend_on_rooms_left_over() -> None:
     x = torch.randn(64, 128, generator=generator).bfloat16()
     weight = torch.randn(96, 128, generator=generator).bfloat16()
     used, large, small, alone = WideningMatmul(), *(torch.empty(n, 96).bfloat16() for n in (64, 25, 25))
-    used(large, x, weight, None)
-    used(small, x[:25], weight, None)
-    WideningMatmul()(alone, x[:25], weight, None)
+    used(large, x, weight.t(), None)
+    used(small, x[:25], weight.t(), None)
+    WideningMatmul()(alone, x[:25], weight.t(), None)
     assert torch.equal(small, alone)
 
 
 def test_the_plain_product_adds_its_bias() -> None:
     x, weight, bias = torch.ones(2, 3), torch.full((4, 3), 2.0), torch.arange(4.0)
     out = torch.empty(2, 4)
-    plain_matmul(out, x, weight, bias)
+    plain_matmul(out, x, weight.t(), bias)
     assert torch.equal(out, 6 + torch.arange(4.0).expand(2, 4))

@@ -23,14 +23,15 @@ class Embedding:
 class Head:
     """logits = hidden @ weight.T, with the embedding's weight where they are tied."""
 
-    __slots__ = ("_matmul", "weight")
+    __slots__ = ("_matmul", "weight_t")
 
     def __init__(
         self, store: ParameterStore, name: str, vocab_size: int, hidden_size: int, tied: Embedding | None
     ) -> None:
-        self.weight = tied.weight if tied else store.matrix([(f"{name}.weight", vocab_size)], hidden_size)
+        weight = tied.weight if tied else store.matrix([(f"{name}.weight", vocab_size)], hidden_size)
+        self.weight_t = weight.t()
         self._matmul = store.matmul
 
     def __call__(self, out: torch.Tensor, hidden: torch.Tensor) -> None:
         """hidden [N, hidden] -> out [N, vocab]."""
-        self._matmul(out, hidden, self.weight, None)
+        self._matmul(out, hidden, self.weight_t, None)

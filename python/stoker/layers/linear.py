@@ -16,15 +16,16 @@ class Linear:
     store's type.
     """
 
-    __slots__ = ("_matmul", "bias", "weight")
+    __slots__ = ("_matmul", "bias", "weight", "weight_t")
 
     def __init__(
         self, store: ParameterStore, parts: Sequence[tuple[str, int]], in_features: int, bias: bool = False
     ) -> None:
         self.weight = store.matrix([(f"{name}.weight", n) for name, n in parts], in_features)
+        self.weight_t = self.weight.t()
         self.bias = store.vector([(f"{name}.bias", n) for name, n in parts]) if bias else None
         self._matmul = store.matmul
 
     def __call__(self, out: torch.Tensor, x: torch.Tensor) -> None:
         """x [T, in] -> out [T, out features]."""
-        self._matmul(out, x, self.weight, self.bias)
+        self._matmul(out, x, self.weight_t, self.bias)

@@ -10,19 +10,21 @@ import torch
 
 
 class Matmul(Protocol):
-    """What a linear layer computes with. x [T, in], weight [out features, in], bias [out features] -> out."""
+    """What a linear layer computes with. x [T, in], weight_t [in, features] (a view of the weight), bias [features]."""
 
     def __call__(
-        self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+        self, out: torch.Tensor, x: torch.Tensor, weight_t: torch.Tensor, bias: torch.Tensor | None
     ) -> None: ...
 
 
-def plain_matmul(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+def plain_matmul(
+    out: torch.Tensor, x: torch.Tensor, weight_t: torch.Tensor, bias: torch.Tensor | None
+) -> None:
     """torch's own product in the tensors' type."""
     if bias is None:
-        torch.mm(x, weight.t(), out=out)
+        torch.mm(x, weight_t, out=out)
     else:
-        torch.addmm(bias, x, weight.t(), out=out)
+        torch.addmm(bias, x, weight_t, out=out)
 
 
 class WideningMatmul:
@@ -43,12 +45,13 @@ class WideningMatmul:
         self._out = torch.empty(0)
 
     def __call__(
-        self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+        self, out: torch.Tensor, x: torch.Tensor, weight_t: torch.Tensor, bias: torch.Tensor | None
     ) -> None:
         rows, columns = x.shape
         if rows < self.min_rows or columns > self._piece:
-            plain_matmul(out, x, weight, bias)
+            plain_matmul(out, x, weight_t, bias)
             return
+        weight = weight_t.t()
         features = weight.shape[0]
         step = min(self._piece // columns, features)
         self._x = _grown(self._x, rows * columns)
