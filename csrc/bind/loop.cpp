@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "bind/loop_recording.h"
 #include "bind/python_executor.h"
 #include "loop/engine_loop.h"
 #include "loop/worker_executor.h"
@@ -194,23 +195,6 @@ void register_outputs(py::module_& m) {
   c.def_property_readonly("pooled_width", [](PyOutputs& self) { return self.held().pooled_width; });
 }
 
-py::dict trace_entry(const StepTrace& t) {
-  using namespace py::literals;
-  const StepStats& s = t.stats;
-  return py::dict(
-      "batch_id"_a = s.batch_id, "began"_a = t.began, "committed"_a = t.committed,
-      "receive_ns"_a = t.receive_ns, "schedule_ns"_a = t.schedule_ns, "launch_ns"_a = t.launch_ns,
-      "collect_ns"_a = t.collect_ns, "commit_ns"_a = t.commit_ns, "device_ns"_a = t.device_ns,
-      "in_flight"_a = t.in_flight, "status"_a = t.status, "num_tokens"_a = s.num_tokens,
-      "num_decode_rows"_a = s.num_decode_rows, "num_prefill_rows"_a = s.num_prefill_rows,
-      "num_sampled_rows"_a = s.num_sampled_rows, "num_running"_a = s.num_running,
-      "num_waiting"_a = s.num_waiting, "num_swapped"_a = s.num_swapped,
-      "num_admitted"_a = s.num_admitted, "num_preempted"_a = s.num_preempted,
-      "cached_tokens"_a = s.cached_tokens, "recomputed_tokens"_a = s.recomputed_tokens,
-      "num_transfers"_a = s.num_transfers, "free_blocks"_a = s.blocks[0].free,
-      "used_blocks"_a = s.blocks[0].used, "cached_blocks"_a = s.blocks[0].cached);
-}
-
 void register_stats(py::module_& m) {
   py::class_<LoopStats>(m, "LoopStats")
       .def_readonly("num_waiting", &LoopStats::num_waiting)
@@ -275,6 +259,20 @@ void register_loop(py::module_& core) {
             return out;
           },
           py::arg("count") = 1024)
+      .def(
+          "start_recording",
+          [](PyLoop& self, size_t max_rows) { self.loop().recorder().start(max_rows); },
+          py::arg("max_rows") = size_t{1} << 22)
+      .def("stop_recording", [](PyLoop& self) { self.loop().recorder().stop(); })
+      .def("take_recording",
+           [](PyLoop& self) {
+             Recording taken;
+             {
+               const py::gil_scoped_release nogil;
+               taken = self.loop().recorder().take();
+             }
+             return as_dict(taken);
+           })
       .def_property_readonly("num_stalls", [](PyLoop& self) { return self.loop().num_stalls(); })
       .def_property_readonly("config",
                              [](PyLoop& self) { return self.loop().scheduler().config(); });

@@ -212,8 +212,20 @@ bool EngineLoop::launch_next(TimeNs began, TimeNs received) {
   flight.trace.schedule_ns = scheduled - received;
   flight.trace.in_flight = static_cast<int32_t>(flights_.size());
   flights_.push_back(flight);
+  if (recorder_.on()) record_launch(buffer, scheduled);
   if (!planted(Bug::buffer_reused_early)) next_buffer_ = (next_buffer_ + 1) % ring_.size();
   return true;
+}
+
+void EngineLoop::record_launch(const BatchBuffer& buffer, TimeNs now) {
+  scheduler_.reqs_of(buffer.header().batch_id, recorded_reqs_);
+  recorded_keys_.clear();
+  for (const ReqPtr& req : recorded_reqs_) {
+    recorded_keys_.push_back(owners_[static_cast<size_t>(req->id)].key);
+  }
+  recorder_.launched(buffer, now, recorded_keys_, live_,
+                     [this](const Req& req) { return scheduler_.explain(req); });
+  recorded_reqs_.clear();
 }
 
 void EngineLoop::collect_oldest() {
@@ -240,6 +252,7 @@ void EngineLoop::collect_oldest() {
   flight.trace.commit_ns = flight.trace.committed - collected;
   flight.trace.device_ns = result_.device_time;
   flight.trace.status = static_cast<int32_t>(result_.status);
+  if (recorder_.on()) recorder_.committed(flight.trace);
   const std::lock_guard lock(stats_mutex_);
   trace_.push(flight.trace);
   ++stats_.num_steps;
@@ -259,8 +272,13 @@ void EngineLoop::deliver(const StepEvents& events, const StepResult* result) {
       const Owner owner = owners_[static_cast<size_t>(events.reqs[i])];
       const bool ends = events.finish_reasons[i] != 0;
       if (owner.stream) append_tokens(out, events, i, result);
+      if (recorder_.on() && events.token_indptr[i] < events.token_indptr[i + 1]) {
+        recorder_.delivered(events.batch_id, owner.key,
+                            events.token_indptr[i + 1] - events.token_indptr[i]);
+      }
       if (!ends) continue;
       const Req& req = *events.ended[next_end++];
+      if (recorder_.on()) recorder_.ended(events.batch_id, owner.key, req);
       if (!owner.stream) {
         const auto outputs = static_cast<size_t>(req.num_outputs());
         out.token_keys.insert(out.token_keys.end(), outputs, owner.key);

@@ -23,6 +23,7 @@
 #include "loop/executor.h"
 #include "loop/inbox.h"
 #include "loop/outbox.h"
+#include "loop/step_recorder.h"
 #include "loop/step_trace.h"
 #include "sched/scheduler.h"
 
@@ -79,6 +80,8 @@ class EngineLoop {
   // True while an add() was made whose end was not published yet.
   bool has_unfinished() const { return unfinished_.load(std::memory_order_acquire) > 0; }
   Outbox& outbox() { return outbox_; }
+  // What each req does in each step, from start() to stop().
+  StepRecorder& recorder() { return recorder_; }
 
   // --- the thread that drives
   // -----------------------------------------------------------------------------------
@@ -133,6 +136,7 @@ class EngineLoop {
   bool receive();
   void accept(const AddMessage& message);
   bool launch_next(TimeNs began, TimeNs received);
+  void record_launch(const BatchBuffer& buffer, TimeNs now);
   void collect_oldest();
   void deliver(const StepEvents& events, const StepResult* result);
   void append_tokens(Outputs& out, const StepEvents& events, size_t i, const StepResult* result);
@@ -165,6 +169,9 @@ class EngineLoop {
   mutable std::mutex stats_mutex_;  // guards stats_ and trace_
   LoopStats stats_;
   StepTraceRing trace_;
+  StepRecorder recorder_;
+  std::vector<ReqPtr> recorded_reqs_;
+  std::vector<ReqKey> recorded_keys_;
   std::string failure_;
   bool idle_checked_ = false;
   int64_t stalls_ = 0;

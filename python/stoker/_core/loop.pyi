@@ -87,6 +87,16 @@ class EngineLoop:
     def stats(self) -> LoopStats: ...
     def trace(self, count: int = 1024) -> list[dict[str, Any]]:
         """The newest steps, oldest first: what each held, and nanoseconds by stage."""
+    def start_recording(self, max_rows: int = 4194304) -> None:
+        """Any thread. From the next step on keeps what each req does in each step, at most `max_rows` rows between two
+        `take_recording()`; steps for which there is no room are counted, not kept."""
+    def stop_recording(self) -> None: ...
+    def take_recording(self) -> dict[str, Any]:
+        """What was kept since the last call: `steps` as in trace(), and lists of tuples, nanoseconds throughout:
+        `rows` (batch_id, key, seat, num_tokens, kv_len, decodes), `tokens` (batch_id, key, count), `changes` (batch_id,
+        time, key, state, wait code, needed, free, evictable), `reqs` (key, rid, prompt_len, arrival_time), `ends`
+        (batch_id, key, reason, num_outputs, retractions, swaps, cached_tokens, first_scheduled_time, first_token_time,
+        finish_time); and `dropped_steps`."""
     @property
     def num_stalls(self) -> int:
         """Turns with reqs to run but nothing to launch and nothing in flight; the scheduler promises 0."""
