@@ -7,6 +7,7 @@ from random import Random
 from typing import Any
 
 import pytest
+
 from stoker import SamplingParams
 from stoker._core.loop import EngineLoop
 from stoker._core.sim import FakeGroup, ScriptedExecutor

@@ -9,4 +9,15 @@ from stoker.viz.recorder import recording
 from stoker.viz.spans import Phase, Span, req_spans, seat_spans
 from stoker.viz.trace import Change, ReqTrace, Row, Step, Trace
 
-__all__ = ["Change", "Phase", "ReqTrace", "Row", "Span", "Step", "Trace", "recording", "req_spans", "seat_spans"]
+__all__ = [
+    "Change",
+    "Phase",
+    "ReqTrace",
+    "Row",
+    "Span",
+    "Step",
+    "Trace",
+    "recording",
+    "req_spans",
+    "seat_spans",
+]

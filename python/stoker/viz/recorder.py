@@ -13,10 +13,19 @@ from stoker.viz.trace import Trace
 if TYPE_CHECKING:
     from stoker._core.loop import EngineLoop
 
-_CONFIG = (
-    "num_blocks block_size max_num_seqs max_num_batched_tokens max_model_len batching schedule_policy admission "
-    "enable_prefix_caching overlap_depth seed"
-).split()
+_CONFIG = [
+    "num_blocks",
+    "block_size",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "max_model_len",
+    "batching",
+    "schedule_policy",
+    "admission",
+    "enable_prefix_caching",
+    "overlap_depth",
+    "seed",
+]
 
 
 class Recorded:

@@ -202,7 +202,7 @@ class Trace:
                     step = Step(entry["step"], [Row(*row) for row in entry["rows"]], dict(entry["tokens"]))
                     _check_step(step, reqs)
                     steps.append(step)
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
+            except (ValueError, TypeError, KeyError, AttributeError) as error:  # noqa: PERF203
                 what = f"has no {error}" if isinstance(error, KeyError) else str(error)
                 raise ValueError(f"{name}, line {number}: not a line of a stoker trace ({what})") from None
         if meta is None:
@@ -219,7 +219,23 @@ def _check_step(step: Step, reqs: dict[int, ReqTrace]) -> None:
             raise ValueError(f"a row of req {row.key}, of which no line before told")
 
 
-_NEEDED = (
-    "batch_id began committed receive_ns schedule_ns launch_ns collect_ns commit_ns device_ns num_tokens "
-    "num_decode_rows num_prefill_rows num_running num_waiting num_preempted free_blocks used_blocks cached_blocks"
-).split()
+_NEEDED = [
+    "batch_id",
+    "began",
+    "committed",
+    "receive_ns",
+    "schedule_ns",
+    "launch_ns",
+    "collect_ns",
+    "commit_ns",
+    "device_ns",
+    "num_tokens",
+    "num_decode_rows",
+    "num_prefill_rows",
+    "num_running",
+    "num_waiting",
+    "num_preempted",
+    "free_blocks",
+    "used_blocks",
+    "cached_blocks",
+]
