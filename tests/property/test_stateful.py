@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 import hypothesis.strategies as st
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
@@ -181,6 +181,8 @@ class EngineMachine(RuleBasedStateMachine):
                 break
             self.loop.turn()
         assert not self.loop.has_unfinished(), "something waits for ever"
+        while self.loop.turn():
+            pass  # rows of reqs whose end was seen late may still be in flight
         self.read()
         for key, request in self.requests.items():
             expected = self.model.expected_answer(self.rule, request)
@@ -202,6 +204,7 @@ def test_any_order_of_events(reference_model: ModuleType) -> None:
         EngineMachine,
         settings=settings(
             max_examples=40,
+            phases=[Phase.generate],
             stateful_step_count=30,
             deadline=None,
             derandomize=True,

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from .sched import BatchLayout, Req, SchedulerConfig, StepResult
 
-class PythonExecutor(Protocol):
+class _PythonExecutor(Protocol):
     """What the loop expects of an executor written in Python (duck-typed; this class does not exist at run time).
 
     Every method is called by one thread only, with the GIL held: the thread that drives the loop, or with
@@ -49,7 +49,7 @@ class EngineLoop:
     def __init__(
         self,
         config: SchedulerConfig,
-        executor: Executor | PythonExecutor,
+        executor: Executor | _PythonExecutor,
         *,
         worker_thread: bool = False,
         trace_capacity: int = 1024,
