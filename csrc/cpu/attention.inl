@@ -13,12 +13,19 @@ struct WideValues {
   const float* base;
   int64_t stride;
   const float* row(int64_t j) const { return base + j * stride; }
+  void fetch_ahead(int64_t) const {}
 };
-// Values read where they lie in the cache.
+// Values read where they lie in the cache. While they are, the next tile's keys are on their way.
 template <typename T>
 struct CachedValues {
   const T* const* rows;
+  const T* const* next_keys;
+  int64_t row_bytes;
   const T* row(int64_t j) const { return rows[j]; }
+  void fetch_ahead(int64_t j) const {
+    const char* line = reinterpret_cast<const char*>(next_keys[j]);
+    for (int64_t b = 0; b < row_bytes; b += 64) __builtin_prefetch(line + b, 0, 2);
+  }
 };
 
 // Scratch of one walk. Rows are (token, head) pairs, the heads of a token side by side.
@@ -30,6 +37,7 @@ struct Walk {
   float *total_out, *total_max, *total_sum;  // of the splits before it
   float *decay, *ones;
   float* zero_row;
+  int32_t token[kMaxRows];                // of each row, counted from the walk's first
   int32_t low[kMaxRows], high[kMaxRows];  // which positions of the tile each row sees
 };
 
@@ -60,6 +68,7 @@ inline Walk lay_out(float* scratch, int64_t rows, int64_t heads, int64_t head_di
   w.ones = take(kMaxRows);
   w.zero_row = take(w.width);
   for (int64_t i = 0; i < kMaxRows; ++i) w.ones[i] = 1.0f;
+  for (int64_t r = 0; r < rows; ++r) w.token[r] = int32_t(r / heads);
   for (int64_t i = 0; i < w.width; ++i) w.zero_row[i] = 0.0f;
   return w;
 }
@@ -177,14 +186,6 @@ template <typename Values>
   }
 }
 
-template <typename K>
-inline void prefetch_rows(const K* const* rows, int64_t count, int64_t bytes) {
-  for (int64_t i = 0; i < count; ++i) {
-    const char* line = reinterpret_cast<const char*>(rows[i]);
-    for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(line + b, 0, 2);
-  }
-}
-
 [[gnu::noinline]] void score_all(Walk& w, int64_t begin, int64_t end, int64_t positions) {
   for (int64_t r = begin; r < end; r += kBlockRows) {
     const int64_t rows = end - r < kBlockRows ? end - r : kBlockRows;
@@ -195,17 +196,37 @@ inline void prefetch_rows(const K* const* rows, int64_t count, int64_t bytes) {
   }
 }
 
+// Where the keys and values of positions [begin, end) lie; the rest of the tile points to zeros.
+template <typename K>
+inline void locate(const AttentionParams& p, const AttentionItem& item, const Walk& w,
+                   int64_t start, int64_t begin, int64_t end, const K** keys, const K** values) {
+  for (int64_t j = 0; j < kTile; ++j) keys[j] = values[j] = reinterpret_cast<const K*>(w.zero_row);
+  if (begin >= end) return;
+  const int32_t* block =
+      p.block_table + item.seat * p.table_stride + (start + begin) / p.block_size;
+  int64_t offset = (start + begin) % p.block_size;
+  const int64_t head = item.kv_head * p.block_size * p.head_dim;
+  for (int64_t j = begin; j < end; ++block, offset = 0) {
+    const K* k = static_cast<const K*>(p.k_cache) + *block * p.k_block_stride + head;
+    const K* v = static_cast<const K*>(p.v_cache) + *block * p.v_block_stride + head;
+    for (; j < end && offset < p.block_size; ++j, ++offset) {
+      keys[j] = k + offset * p.head_dim;
+      values[j] = v + offset * p.head_dim;
+    }
+  }
+}
+
 // One tile for rows that see any of it.
 template <typename K>
 inline void walk_tile(const AttentionParams& p, const AttentionItem& item, Walk& w, int64_t tile) {
   const int64_t start = tile * kTile;
-  // Token t sees [low_t, high_t) of the tile.
+  // Row r sees [low, high) of the tile.
   const auto high_of = [&](int64_t r) {
-    const int64_t seen = item.first_kv_len + r / w.heads - start;
+    const int64_t seen = item.first_kv_len + w.token[r] - start;
     return seen < kTile ? seen : kTile;
   };
   const auto low_of = [&](int64_t r) {
-    const int64_t left = p.window > 0 ? item.first_kv_len + r / w.heads - p.window - start : 0;
+    const int64_t left = p.window > 0 ? item.first_kv_len + w.token[r] - p.window - start : 0;
     return left > 0 ? left : 0;
   };
   // Later tokens see more at the end and less at the beginning, so the rows that see something are
@@ -216,24 +237,15 @@ inline void walk_tile(const AttentionParams& p, const AttentionItem& item, Walk&
   if (begin >= end) return;
   const int64_t first = low_of(begin), last = high_of(end - 1);
 
-  // Where the tile's keys and values lie. What no row sees is not read.
-  const K* keys[kTile];
-  const K* values[kTile];
-  const int32_t* blocks = p.block_table + item.seat * p.table_stride;
-  const int64_t head_offset = item.kv_head * p.block_size * p.head_dim;
-  for (int64_t j = 0; j < kTile; ++j) {
-    if (j < first || j >= last) {
-      keys[j] = values[j] = reinterpret_cast<const K*>(w.zero_row);
-      continue;
-    }
-    const int64_t position = start + j;
-    const int64_t block = blocks[position / p.block_size];
-    const int64_t place = head_offset + position % p.block_size * p.head_dim;
-    keys[j] = static_cast<const K*>(p.k_cache) + block * p.k_block_stride + place;
-    values[j] = static_cast<const K*>(p.v_cache) + block * p.v_block_stride + place;
-  }
-  prefetch_rows(values + first, last - first, p.head_dim * int64_t(sizeof(K)));
+  // What no row sees is not read.
+  const K *keys[kTile], *values[kTile], *next_keys[kTile], *next_values[kTile];
+  locate(p, item, w, start, first, last, keys, values);
+  const int64_t row_bytes = p.head_dim * int64_t(sizeof(K));
   for (int64_t j = first / kLanes * kLanes; j < last; j += kLanes) {
+    for (int64_t i = j; i < j + kLanes; ++i) {
+      const char* line = reinterpret_cast<const char*>(values[i]);
+      for (int64_t b = 0; b < row_bytes; b += 64) __builtin_prefetch(line + b, 0, 2);
+    }
     pack_keys(keys + j, p.head_dim, w.keys + j, kTile);
   }
 
@@ -254,7 +266,10 @@ inline void walk_tile(const AttentionParams& p, const AttentionItem& item, Walk&
     }
     add_values(w, begin, end, WideValues{w.values, w.width});
   } else {
-    add_values(w, begin, end, CachedValues<K>{values});
+    const int64_t left =
+        high_of(end - 1) < kTile ? 0 : item.first_kv_len + w.token[end - 1] - (start + kTile);
+    locate(p, item, w, start + kTile, 0, left < kTile ? left : kTile, next_keys, next_values);
+    add_values(w, begin, end, CachedValues<K>{values, next_keys, row_bytes});
   }
 }
 

@@ -39,6 +39,7 @@ inline void value_block(float* out, int64_t out_stride, const float* decay, cons
     }
   }
   for (int64_t j = begin; j < end; ++j) {
+    if (column == 0) values.fetch_ahead(j);
     Vec v[kVecs];
     for (int64_t c = 0; c < kVecs; ++c) v[c] = load(values.row(j) + column + c * kLanes);
     for (int64_t r = 0; r < kRows; ++r) {
