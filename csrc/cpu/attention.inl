@@ -186,15 +186,23 @@ template <typename Values>
   }
 }
 
+template <bool kPairs>
 [[gnu::noinline]] void score_all(Walk& w, int64_t begin, int64_t end, int64_t positions) {
+  const int64_t steps = kPairs ? w.head_dim / 2 : w.head_dim;
   for (int64_t r = begin; r < end; r += kBlockRows) {
     const int64_t rows = end - r < kBlockRows ? end - r : kBlockRows;
     with_rows(rows, [&](auto count) {
-      score_rows<count.value>(w.q + r * w.width, w.width, w.keys, w.head_dim, positions,
-                              w.scores + r * kTile);
+      score_rows<kPairs, count.value>(w.q + r * w.width, w.width, w.keys, steps, positions,
+                                      w.scores + r * kTile);
     });
   }
 }
+
+// Queries and keys as pairs: where the instruction is, and both are bfloat16.
+template <typename K>
+constexpr bool kPairKeys = false;
+template <>
+constexpr bool kPairKeys<Bf16> = kDotPairs;
 
 // Where the keys and values of positions [begin, end) lie; the rest of the tile points to zeros.
 template <typename K>
@@ -246,10 +254,14 @@ inline void walk_tile(const AttentionParams& p, const AttentionItem& item, Walk&
       const char* line = reinterpret_cast<const char*>(values[i]);
       for (int64_t b = 0; b < row_bytes; b += 64) __builtin_prefetch(line + b, 0, 2);
     }
-    pack_keys(keys + j, p.head_dim, w.keys + j, kTile);
+    if constexpr (kPairKeys<K>) {
+      pack_key_pairs(keys + j, p.head_dim, w.keys + j, kTile);
+    } else {
+      pack_keys(keys + j, p.head_dim, w.keys + j, kTile);
+    }
   }
 
-  score_all(w, begin, end, last);
+  score_all<kPairKeys<K>>(w, begin, end, last);
   for (int64_t r = begin; r < end; ++r) {
     w.low[r] = int32_t(low_of(r));
     w.high[r] = int32_t(high_of(r));
@@ -279,7 +291,12 @@ inline void load_queries(const AttentionParams& p, const AttentionItem& item, Wa
     const int64_t head = item.kv_head * p.group + item.head_begin + r % w.heads;
     const T* q = static_cast<const T*>(p.q) + (item.token_begin + r / w.heads) * p.q_stride +
                  head * p.q_head_stride;
-    widen_head<T>(w.q + r * w.width, q, nullptr, p.head_dim, 0.0f);
+    // A bfloat16 cache comes with bfloat16 queries (checked at the border).
+    if (kPairKeys<T> && p.cache_type == Type::bfloat16) {
+      __builtin_memcpy(w.q + r * w.width, q, size_t(p.head_dim) * sizeof(T));
+    } else {
+      widen_head<T>(w.q + r * w.width, q, nullptr, p.head_dim, 0.0f);
+    }
   }
 }
 

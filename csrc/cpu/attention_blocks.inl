@@ -5,20 +5,31 @@
 // positions), so how many rows or columns share a block changes nothing of any result. Included
 // inside a per-ISA anonymous namespace.
 
-// scores[r][c] = sum over d of q[r][d] * keys[d][c] for kRows rows and kVecs vectors of positions.
-template <int64_t kRows, int64_t kVecs>
-inline void score_block(const float* q, int64_t q_stride, const float* keys, int64_t head_dim,
+// Chosen only where kDotPairs is true, and then the instruction set has its own.
+template <typename V>
+V dot_pairs(V, V, V) = delete;
+
+// scores[r][c] = sum over i of q[r][i] * keys[i][c] for kRows rows and kVecs vectors of positions.
+// i counts dimensions, or pairs of bfloat16 dimensions.
+template <bool kPairs, int64_t kRows, int64_t kVecs>
+inline void score_block(const float* q, int64_t q_stride, const float* keys, int64_t steps,
                         float* scores) {
   Vec sums[kRows][kVecs];
   for (auto& row : sums) {
     for (Vec& x : row) x = zero();
   }
-  for (int64_t d = 0; d < head_dim; ++d) {
+  for (int64_t i = 0; i < steps; ++i) {
     Vec k[kVecs];
-    for (int64_t c = 0; c < kVecs; ++c) k[c] = load(keys + d * kTile + c * kLanes);
+    for (int64_t c = 0; c < kVecs; ++c) k[c] = load(keys + i * kTile + c * kLanes);
     for (int64_t r = 0; r < kRows; ++r) {
-      const Vec x = set1(q[r * q_stride + d]);
-      for (int64_t c = 0; c < kVecs; ++c) sums[r][c] = fma(x, k[c], sums[r][c]);
+      const Vec x = set1(q[r * q_stride + i]);
+      for (int64_t c = 0; c < kVecs; ++c) {
+        if constexpr (kPairs) {
+          sums[r][c] = dot_pairs(x, k[c], sums[r][c]);
+        } else {
+          sums[r][c] = fma(x, k[c], sums[r][c]);
+        }
+      }
     }
   }
   for (int64_t r = 0; r < kRows; ++r) {
@@ -62,14 +73,14 @@ constexpr int64_t vecs_for_rows() {
   return most / kRows >= 8 ? 8 : most / kRows >= 4 ? 4 : 2;
 }
 
-template <int64_t kRows>
+template <bool kPairs, int64_t kRows>
 [[gnu::noinline]] void score_rows(const float* q, int64_t q_stride, const float* keys,
-                                  int64_t head_dim, int64_t positions, float* scores) {
+                                  int64_t steps, int64_t positions, float* scores) {
   constexpr int64_t tile_vecs = kTile / kLanes;
   constexpr int64_t wanted = vecs_for_rows<kRows>();
   constexpr int64_t vecs = wanted < tile_vecs ? wanted : tile_vecs;
   for (int64_t c = 0; c < positions; c += vecs * kLanes) {
-    score_block<kRows, vecs>(q, q_stride, keys + c, head_dim, scores + c);
+    score_block<kPairs, kRows, vecs>(q, q_stride, keys + c, steps, scores + c);
   }
 }
 

@@ -163,3 +163,6 @@ inline void pack_keys(const T* const* keys, int64_t head_dim, float* out, int64_
     }
   }
 }
+
+// No instruction multiplies pairs of bfloat16 here.
+constexpr bool kDotPairs = false;

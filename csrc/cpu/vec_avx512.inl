@@ -133,6 +133,42 @@ inline void pack_keys(const F8* const* keys, int64_t head_dim, float* out, int64
   pack_elements(keys, head_dim, out, out_stride);
 }
 
+// Whether queries and keys in bfloat16 are multiplied as pairs, two dimensions at once. The
+// emulation is for testing the layout where the instruction is missing; it is slower than widening.
+#if defined(__AVX512BF16__)
+constexpr bool kDotPairs = true;
+inline Vec dot_pairs(Vec a, Vec b, Vec sums) {
+  return _mm512_dpbf16_ps(sums, __m512bh(_mm512_castps_si512(a)), __m512bh(_mm512_castps_si512(b)));
+}
+#elif defined(STOKER_EMULATE_BF16_DOTS)
+constexpr bool kDotPairs = true;
+inline Vec dot_pairs(Vec a, Vec b, Vec sums) {
+  const auto odd = [](Vec x) {
+    return _mm512_castsi512_ps(
+        _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(int32_t(0xffff0000))));
+  };
+  const auto even = [](Vec x) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x), 16));
+  };
+  return fma(even(a), even(b), fma(odd(a), odd(b), sums));
+}
+#else
+constexpr bool kDotPairs = false;
+#endif
+
+// As pack_keys, but dimensions 2i and 2i + 1 stay together: -> out[i * out_stride + position].
+inline void pack_key_pairs(const Bf16* const* keys, int64_t head_dim, float* out,
+                           int64_t out_stride) {
+  for (int64_t d = 0; d < head_dim; d += 32) {
+    const int64_t pairs = head_dim - d < 32 ? (head_dim - d) / 2 : 16;
+    const __mmask16 mask = __mmask16((1u << pairs) - 1);
+    __m512i x[16];
+    for (int i = 0; i < 16; ++i) x[i] = _mm512_maskz_loadu_epi32(mask, keys[i] + d);
+    transpose(x);
+    for (int64_t i = 0; i < pairs; ++i) _mm512_storeu_si512(out + (d / 2 + i) * out_stride, x[i]);
+  }
+}
+
 // 16-bit types travel through the transpose as pairs.
 inline void widen_pair(const Bf16*, __m512i pair, Vec& even, Vec& odd) {
   even = _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16));

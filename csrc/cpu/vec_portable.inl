@@ -80,3 +80,6 @@ inline void pack_keys(const T* const* keys, int64_t head_dim, float* out, int64_
     for (int64_t d = 0; d < head_dim; ++d) out[d * out_stride + i] = to_float(keys[i][d]);
   }
 }
+
+// No instruction multiplies pairs of bfloat16 here.
+constexpr bool kDotPairs = false;

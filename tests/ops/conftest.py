@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from stoker._core import cpu
 
@@ -18,8 +19,11 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def _two_threads() -> Iterator[None]:
-    """Two threads, whatever the machine: so that the tests see the same cuts everywhere."""
+    """Two threads for our ops, whatever the machine; one for torch, whose loops are too short here for more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
     cpu.set_num_threads(2)
     yield
+    torch.set_num_threads(before)
     cpu.set_num_threads(0)
     cpu.set_thread_pool("auto")
