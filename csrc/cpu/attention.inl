@@ -293,7 +293,7 @@ inline void load_queries(const AttentionParams& p, const AttentionItem& item, Wa
                  head * p.q_head_stride;
     // A bfloat16 cache comes with bfloat16 queries (checked at the border).
     if (kPairKeys<T> && p.cache_type == Type::bfloat16) {
-      __builtin_memcpy(w.q + r * w.width, q, size_t(p.head_dim) * sizeof(T));
+      __builtin_memcpy(w.q + r * w.width, q, uint64_t(p.head_dim) * sizeof(T));
     } else {
       widen_head<T>(w.q + r * w.width, q, nullptr, p.head_dim, 0.0f);
     }
