@@ -164,9 +164,10 @@ def _compare(console: Any, args: argparse.Namespace, options: dict[str, Any], re
     from stoker.llm import LLM
 
     seats = min(8, options["max_num_seqs"])
+    rows = "a row is a seat, time goes right; " if console.is_terminal else ""
     console.print(
         f"\n[bold]The same {len(requests)} requests at once, {seats} seats[/]"
-        "  [dim](a row is a seat, time goes right; no prefix cache; best of 2)[/]"
+        f"  [dim]({rows}no prefix cache; best of 2)[/]"
     )
     # The second round must compute what the first did.
     racing = {**options, "max_num_seqs": seats, "enable_prefix_caching": False}
