@@ -179,7 +179,7 @@ def _cuda_runner(
     from stoker.engine.cuda_runner import CudaRunner
     from stoker.engine.cuda_seats import CudaSeats
 
-    torch.cuda.set_device(device)
+    torch.cuda.set_device(device.index or 0)
     tokens, seqs = sizes.max_num_batched_tokens, sizes.max_num_seqs
     seats = CudaSeats(*place, device)
     forward = Forward(model, model.config, pool.layers, seats, tokens, seqs, dtype, device)

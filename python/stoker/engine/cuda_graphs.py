@@ -12,8 +12,10 @@ import torch
 
 
 def default_buckets(max_num_seqs: int) -> list[int]:
-    """Rows of a decode step: 1, 2, 4, then steps of 8 up to 128, steps of 16 up to 512."""
-    sizes = [1, 2, 4, *range(8, 129, 8), *range(144, 513, 16)]
+    """Rows of a decode step: steps of 8 up to 128, steps of 16 up to 512. None below 8: cuBLAS is slower there (all linear
+    layers of a 0.6B model take 1.00 ms at one row and 0.82 at eight on an H200), and the padding rows cost nothing else.
+    """
+    sizes = [*range(8, 129, 8), *range(144, 513, 16)]
     below = [size for size in sizes if size < max_num_seqs]
     return [*below, min(max_num_seqs, 512)]
 
