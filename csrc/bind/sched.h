@@ -7,10 +7,11 @@
 #include <memory>
 
 #include "sched/schedule_batch.h"
-#include "sched/scheduler.h"
 #include "sched/step_result.h"
 
 namespace stoker {
+
+class Scheduler;
 
 // One entry of a ring of buffers as Python sees it; made once, reused from step to step.
 struct BatchView {

@@ -5,6 +5,7 @@
 
 #include "base/check.h"
 #include "bind/sched.h"
+#include "sched/scheduler.h"
 
 namespace py = pybind11;
 

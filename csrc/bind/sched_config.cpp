@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include "bind/sched.h"
+#include "sched/config.h"
 
 namespace py = pybind11;
 
@@ -45,6 +46,21 @@ void register_sched_config(py::module_& m) {
       .def_readwrite("bytes_per_block", &KVGroup::bytes_per_block)
       .def_readwrite("layers", &KVGroup::layers);
 
+  using Geometry = AttentionGeometry;
+  py::class_<Geometry> geometry(
+      m, "AttentionGeometry",
+      "What the attention kernels want a work list for; see csrc/sched/attention_plan.h.");
+  geometry
+      .def(py::init([geometry](const py::kwargs& given) {
+        return from_keywords<Geometry>("AttentionGeometry", py::type(geometry), given);
+      }))
+      .def_readwrite("num_decode_heads", &Geometry::num_decode_heads)
+      .def_readwrite("num_kv_heads", &Geometry::num_kv_heads)
+      .def_readwrite("window", &Geometry::window)
+      .def_readwrite("num_decode_workers", &Geometry::num_decode_workers)
+      .def_readwrite("prefill_tile_tokens", &Geometry::prefill_tile_tokens)
+      .def_readwrite("num_prefill_workers", &Geometry::num_prefill_workers);
+
   using Config = SchedulerConfig;
   py::class_<Config> config(m, "SchedulerConfig",
                             "How a Scheduler is set up; see csrc/sched/config.h.");
@@ -54,6 +70,10 @@ void register_sched_config(py::module_& m) {
   named(config, "batching", &Config::batching, &batching_of);
   named(config, "schedule_policy", &Config::schedule_policy, &policy_of);
   named(config, "admission", &Config::admission, &admission_of);
+  named(config, "head_of_line", &Config::head_of_line, &head_of_line_of);
+  named(config, "preemption_victim", &Config::preemption_victim, &victim_of);
+  named(config, "prefix_eviction", &Config::prefix_eviction, &eviction_of);
+  named(config, "prefill_split", &Config::prefill_split, &prefill_split_of);
   config.def_readwrite("num_blocks", &Config::num_blocks)
       .def_readwrite("block_size", &Config::block_size)
       .def_readwrite("kv_groups", &Config::kv_groups)
@@ -66,10 +86,13 @@ void register_sched_config(py::module_& m) {
       .def_readwrite("enable_prefix_caching", &Config::enable_prefix_caching)
       .def_readwrite("schedule_conservativeness", &Config::schedule_conservativeness)
       .def_readwrite("long_prefill_token_threshold", &Config::long_prefill_token_threshold)
+      .def_readwrite("bypass_limit", &Config::bypass_limit)
+      .def_readwrite("aging_limit", &Config::aging_limit)
+      .def_readwrite("max_running_per_tenant", &Config::max_running_per_tenant)
+      .def_readwrite("max_queued_per_tenant", &Config::max_queued_per_tenant)
       .def_readwrite("max_queued_reqs", &Config::max_queued_reqs)
       .def_readwrite("seed", &Config::seed)
-      .def_readwrite("max_attention_work", &Config::max_attention_work)
-      .def_readwrite("num_attention_workers", &Config::num_attention_workers);
+      .def_readwrite("attention", &Config::attention);
 }
 
 }  // namespace stoker

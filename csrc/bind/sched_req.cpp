@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "bind/sched.h"
+#include "sched/req.h"
 
 namespace py = pybind11;
 
@@ -166,7 +167,7 @@ void register_sched_req(py::module_& m) {
       .def_readonly("cache_salt", &Req::cache_salt)
       .def_readonly("seat", &Req::seat)
       .def_readonly("seed", &Req::seed)
-      .def_readonly("max_tokens", &Req::length_limit,
+      .def_readonly("length_limit", &Req::length_limit,
                     "the length at which it ends, prompt included (set when added)")
       .def_property_readonly("state", [](const Req& r) { return name(r.state); })
       .def_property_readonly("finished", &Req::finished)

@@ -4,6 +4,7 @@
 
 #include "base/check.h"
 #include "bind/sched.h"
+#include "sched/step_events.h"
 
 namespace py = pybind11;
 

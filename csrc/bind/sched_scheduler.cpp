@@ -4,10 +4,12 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <optional>
 
 #include "base/check.h"
 #include "base/planted_bugs.h"
 #include "bind/sched.h"
+#include "sched/scheduler.h"
 
 namespace py = pybind11;
 
@@ -17,8 +19,9 @@ namespace {
 // The ring and the Python objects that view it are made once: a step makes no Python object.
 class LibraryScheduler {
  public:
-  explicit LibraryScheduler(const SchedulerConfig& config)
-      : scheduler_(std::make_shared<Scheduler>(config)),
+  LibraryScheduler(const SchedulerConfig& config, py::object key)
+      : key_(std::move(key)),
+        scheduler_(std::make_shared<Scheduler>(config)),
         layout_(std::make_shared<const BatchLayout>(scheduler_->layout())) {
     const size_t bytes = (layout_->bytes() + kAlign - 1) / kAlign * kAlign;
     for (int32_t i = 0; i < scheduler_->config().overlap_depth + 2; ++i) {
@@ -30,6 +33,29 @@ class LibraryScheduler {
       buffers_.emplace_back(layout_.get(), data);
     }
   }
+
+  void add(const ReqPtr& req, TimeNs now) {
+    if (!key_.is_none()) req->policy_key = key_(req).cast<double>();
+    scheduler_->add(req, now);
+  }
+
+  // The user's key function is asked again for every waiting req, or for one.
+  void invalidate(const std::optional<std::string>& rid) {
+    if (key_.is_none()) return;
+    std::vector<ReqPtr> reqs;
+    if (rid) {
+      if (ReqPtr req = scheduler_->find(*rid)) reqs.push_back(std::move(req));
+    } else {
+      scheduler_->waiting(reqs);
+    }
+    for (const ReqPtr& req : reqs) scheduler_->set_policy_key(req->rid, key_(req).cast<double>());
+  }
+
+  void start_log() {
+    log_ = std::make_unique<EventLog>(scheduler_->config());
+    scheduler_->log_to(log_.get());
+  }
+  py::bytes log() const { return log_ ? py::bytes(log_->bytes()) : py::bytes(); }
 
   py::object schedule(TimeNs now) {
     if (!scheduler_->schedule(now, buffers_[next_])) return py::none();
@@ -65,6 +91,8 @@ class LibraryScheduler {
 
   static constexpr size_t kAlign = 64;
 
+  py::object key_;  // the user's key function of the policy `key`, or None
+  std::unique_ptr<EventLog> log_;
   std::shared_ptr<Scheduler> scheduler_;
   std::shared_ptr<const BatchLayout> layout_;
   std::vector<py::object> views_;
@@ -75,14 +103,69 @@ class LibraryScheduler {
 }  // namespace
 
 void register_scheduler(py::module_& m) {
+  py::class_<BlockPool>(m, "BlockPool",
+                        "The blocks of one KV group, by itself (for tests and benchmarks).")
+      .def(py::init<int32_t>(), py::arg("num_blocks"))
+      .def(
+          "allocate",
+          [](BlockPool& pool, int32_t count) {
+            if (count > pool.num_free())
+              throw InvalidArgument("only " + std::to_string(pool.num_free()) + " blocks are free");
+            py::array_t<BlockId> blocks(count);
+            for (int32_t i = 0; i < count; ++i) blocks.mutable_data()[i] = pool.allocate(0);
+            return blocks;
+          },
+          py::arg("count"))
+      .def(
+          "release",
+          [](BlockPool& pool, const py::array_t<BlockId, py::array::c_style>& blocks,
+             BatchId last_step) {
+            for (py::ssize_t i = 0; i < blocks.size(); ++i) {
+              const BlockId block = blocks.data()[i];
+              if (block < 1 || block >= pool.total() || pool.refs(block) == 0)
+                throw InvalidArgument("nobody holds this block");
+              pool.release(block, last_step);
+            }
+          },
+          py::arg("blocks"), py::arg("last_step") = 0)
+      .def("committed", &BlockPool::committed, py::arg("step"))
+      .def("counts", &BlockPool::counts);
+
   using S = LibraryScheduler;
   constexpr auto inner = py::return_value_policy::reference_internal;
   py::class_<S>(m, "Scheduler",
                 "add(), schedule(), commit(); see csrc/sched/scheduler.h. One thread at a time.")
-      .def(py::init<const SchedulerConfig&>(), py::arg("config"))
+      .def(py::init<const SchedulerConfig&, py::object>(), py::arg("config"), py::kw_only(),
+           py::arg("key") = py::none(),
+           "key: for schedule_policy='key', a function of a Req whose value orders the queue "
+           "(lower is sooner); asked when "
+           "a req is added and on invalidate()")
+      .def("add", &S::add, py::arg("req"), py::arg("now") = 0)
+      .def("invalidate", &S::invalidate, py::arg("rid") = py::none())
       .def(
-          "add", [](S& s, const ReqPtr& req, TimeNs now) { s.core().add(req, now); },
-          py::arg("req"), py::arg("now") = 0)
+          "set_policy_key",
+          [](S& s, std::string_view rid, double key) { s.core().set_policy_key(rid, key); },
+          py::arg("rid"), py::arg("key"))
+      .def(
+          "pause",
+          [](S& s, bool drain) {
+            s.core().pause(drain ? Scheduler::Pause::drain : Scheduler::Pause::in_place);
+          },
+          py::arg("drain") = false)
+      .def("start_log", &S::start_log, "Begin an event log; call before the first add().")
+      .def("log", &S::log, "The event log so far, as bytes.")
+      .def("resume", [](S& s) { s.core().pause(Scheduler::Pause::no); })
+      .def("flush_cache", [](S& s) { return s.core().flush_cache(); })
+      .def(
+          "pin_prefix",
+          [](S& s, const std::vector<Token>& tokens, const std::string& salt) {
+            return s.core().pin_prefix(tokens, salt);
+          },
+          py::arg("tokens"), py::arg("cache_salt") = "")
+      .def(
+          "unpin_prefix", [](S& s, int64_t pin) { return s.core().unpin_prefix(pin); },
+          py::arg("pin"))
+      .def_property_readonly("next_deadline", [](S& s) { return s.core().next_deadline(); })
       .def(
           "abort", [](S& s, std::string_view rid, TimeNs now) { return s.core().abort(rid, now); },
           py::arg("rid"), py::arg("now") = 0)
@@ -115,8 +198,22 @@ void register_scheduler(py::module_& m) {
           "children", [](S& s, std::string_view rid) { return s.core().children(rid); },
           py::arg("rid"))
       .def(
+          "match_prefix", [](S& s, const Req& req) { return s.core().match_prefix(req); },
+          py::arg("req"), "Tokens at the head of the prompt that are in the prefix cache now.")
+      .def(
           "explain", [](S& s, const Req& req) { return s.core().explain(req); }, py::arg("req"))
       .def("check_integrity", [](S& s) { s.core().check_integrity(); });
+
+  py::class_<ReplayReport>(m, "ReplayReport", "What running an event log again showed.")
+      .def_readonly("num_events", &ReplayReport::num_events)
+      .def_readonly("num_steps", &ReplayReport::num_steps)
+      .def_readonly("first_difference", &ReplayReport::first_difference)
+      .def_readonly("what", &ReplayReport::what);
+  m.def(
+      "replay", [](const py::bytes& log) { return replay(std::string_view(log)); }, py::arg("log"));
+  m.def(
+      "redact", [](const py::bytes& log) { return py::bytes(redact(std::string_view(log))); },
+      py::arg("log"));
 
 #ifdef STOKER_PLANTED_BUGS
   m.def(

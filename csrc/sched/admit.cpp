@@ -12,29 +12,110 @@ namespace {
 // After a preemption, admission waits until this many blocks a running req are available besides
 // the candidate's.
 constexpr int64_t kLowWaterBlocks = 2;
+// Candidates looked at in one step, where some are passed over.
+constexpr int32_t kLooksPerStep = 128;
 
 }  // namespace
 
+// 3. The queue in its order. Reqs that only wait for something of their own are passed over; what
+// happens behind one that does not fit is `head_of_line`.
 void Scheduler::admit_waiting() {
-  if (waiting_.empty() || fatal_) return;
+  if (waiting_.empty() || pause_ != Pause::no) return;
   if (config_.batching == Batching::static_batch) {
     if (num_running_ == 0) batch_open_ = true;
     if (!batch_open_) return;
   }
+  refresh_order();
+  passed_.clear();
+  blocked_ = nullptr;
   WaitCode stopped = WaitCode::none;
-  for (auto it = waiting_.begin(); it != waiting_.end();) {
+  int32_t looked = 0;
+  for (auto it = next_candidate(waiting_.begin()); it != waiting_.end() && looked < kLooksPerStep;
+       ++looked) {
     Req& req = *it->req;
     const Verdict verdict = consider(req);
     if (const auto* reason = std::get_if<WaitReason>(&verdict)) {
       req.wait = *reason;
       req.wait.step = next_batch_;
       stopped = reason->code;
-      break;  // head of line: a large req is not overtaken for ever
+      if (blocked_ == nullptr) blocked_ = &req;
+      if (!may_be_passed(req)) break;
+      tenants_[static_cast<size_t>(req.tenant_index)].passed_over = next_batch_;
+      if (reason->code != WaitCode::prefix && reason->code != WaitCode::tenant)
+        passed_.push_back(&req);
+      it = next_candidate(std::next(it));
+      continue;
     }
-    it = waiting_.erase(it);
+    const auto after = std::next(it);
     admit(req, std::get<Admit>(verdict));
+    bool barrier = false;
+    for (Req* passed : passed_) {
+      barrier = ++passed->overtaken >= config_.bypass_limit || barrier;
+    }
+    if (barrier && config_.head_of_line == HeadOfLine::bypass) break;
+    it = next_candidate(after);
   }
   if (stopped != WaitCode::token_budget && stopped != WaitCode::capacity) batch_open_ = false;
+}
+
+bool Scheduler::may_be_passed(const Req& req) const {
+  switch (req.wait.code) {
+    case WaitCode::prefix:
+    case WaitCode::tenant:
+      return true;
+    case WaitCode::in_flight:
+    case WaitCode::blocks:
+    case WaitCode::reserve:
+      return config_.head_of_line == HeadOfLine::scan ||
+             (config_.head_of_line == HeadOfLine::bypass && req.overtaken < config_.bypass_limit);
+    default:
+      return false;  // the step itself is full
+  }
+}
+
+// Whether a prompt under way is just about to compute the block that the candidate would need next.
+bool Scheduler::computed_by_another(const Req& req) const {
+  const auto matched = static_cast<int32_t>(match_.path.size());
+  if ((matched + 1) * block_size_ >= req.known()) return false;
+  const size_t at = static_cast<size_t>(matched) * static_cast<size_t>(block_size_);
+  for (const Req* other : chunks_) {
+    if (other->published != matched || other->prefix_root != req.prefix_root ||
+        !other->holds_seat())
+      continue;
+    if (other->known() < (matched + 1) * block_size_ ||
+        other->computed >= (matched + 1) * block_size_)
+      continue;
+    if (matched > 0 &&
+        pools_[0].entry(other->tables[0][static_cast<size_t>(matched) - 1]) != match_.path.back())
+      continue;
+    if (std::equal(req.tokens.begin() + static_cast<std::ptrdiff_t>(at),
+                   req.tokens.begin() + static_cast<std::ptrdiff_t>(at) + block_size_,
+                   other->tokens.begin() + static_cast<std::ptrdiff_t>(at))) {
+      return true;
+    }
+  }
+  return false;
+}
+
+// Blocks at the highest point that the running reqs and the candidate will reach together if each
+// uses all that it declared: with the longest to live first, the peak is at some end, where k reqs
+// are left. (LightLLM's estimate.)
+int64_t Scheduler::future_peak(const Req& candidate, GroupId group) {
+  peak_.clear();
+  for (const Req* req : running_) {
+    if (req == nullptr) continue;
+    peak_.emplace_back(std::max(0, req->length_limit - 1 - req->known_ahead), req->known_ahead);
+  }
+  peak_.emplace_back(std::max(0, candidate.length_limit - 1 - candidate.known()),
+                     candidate.known());
+  std::sort(peak_.begin(), peak_.end(), std::greater<>());
+  int64_t held = 0, peak = 0;
+  for (size_t k = 0; k < peak_.size(); ++k) {
+    held += blocks_for(group, peak_[k].second) + 1;
+    peak = std::max(
+        peak, held + blocks_for(group, int64_t{peak_[k].first}) * static_cast<int64_t>(k + 1));
+  }
+  return peak;
 }
 
 // Judges a candidate on the ledger. Changes nothing but the scratch match.
@@ -43,6 +124,11 @@ Verdict Scheduler::consider(Req& req) {
   if (ledger_.seats == 0) return WaitReason{.code = WaitCode::seats, .needed = 1};
   if (ledger_.tokens == 0 || ledger_.rows == 0)
     return WaitReason{.code = WaitCode::token_budget, .needed = 1};
+
+  const Tenant& tenant = tenants_[static_cast<size_t>(req.tenant_index)];
+  if (config_.max_running_per_tenant > 0 && tenant.running >= config_.max_running_per_tenant) {
+    return WaitReason{.code = WaitCode::tenant, .needed = config_.max_running_per_tenant};
+  }
 
   const int32_t known = req.known();
   match_.path.clear();
@@ -66,7 +152,12 @@ Verdict Scheduler::consider(Req& req) {
     if (at_.rows > 0) return WaitReason{.code = WaitCode::capacity};
   }
 
+  if (prefix_ && !chunks_.empty() && !scores && computed_by_another(req))
+    return WaitReason{.code = WaitCode::prefix};
+
   const bool alone = num_running_ == 0;
+  // Outranks a running req, or has displaced one: the reserve does not bind it.
+  const bool urgent = req.priority < worst_priority_ || req.arrival_seq == urgent_seq_;
   for (GroupId g = 0; g < num_groups_; ++g) {
     const auto i = static_cast<size_t>(g);
     const BlockPool& pool = pools_[i];
@@ -89,7 +180,13 @@ Verdict Scheduler::consider(Req& req) {
     // other.
     if (now + ledger_.promised[i] > room)
       return reason(WaitCode::blocks, now + ledger_.promised[i]);
-    if (alone) continue;
+    if (alone || urgent) continue;
+    if (config_.admission == Admission::peak) {
+      const int64_t peak = future_peak(req, g);
+      const int64_t capacity = pool.total() - 1 - num_pinned_;
+      if (peak > capacity) return reason(WaitCode::reserve, peak);
+      continue;
+    }
     const double growth = ledger_.reserve[i] + expected_growth(req, g);
     const auto reserve = static_cast<int64_t>(std::ceil(growth));
     if (now + ledger_.promised[i] + reserve > room) {
@@ -100,7 +197,7 @@ Verdict Scheduler::consider(Req& req) {
       if (mark > room) return reason(WaitCode::low_water, mark);
     }
   }
-  if (stats_.num_preempted > 0 && !alone) return WaitReason{.code = WaitCode::low_water};
+  if (stats_.num_preempted > 0 && !alone && !urgent) return WaitReason{.code = WaitCode::low_water};
   return Admit{.matched_blocks = matched, .num_tokens = first};
 }
 
@@ -124,8 +221,11 @@ double Scheduler::expected_growth(const Req& req, GroupId group) const {
 // Enters: seat, shared blocks, first chunk.
 void Scheduler::admit(Req& req, const Admit& admit) {
   low_water_ = false;
+  if (req.arrival_seq == urgent_seq_) urgent_seq_ = -1;
   const bool again = req.state != ReqState::waiting;
-  req.account.queue_time += now_ - req.queued_since;
+  dequeue(req);
+  ++num_admissions_;
+  ++tenants_[static_cast<size_t>(req.tenant_index)].running;
   if (req.account.first_scheduled_time < 0) req.account.first_scheduled_time = now_;
   req.state = ReqState::running;
   req.wait = {};
@@ -139,6 +239,8 @@ void Scheduler::admit(Req& req, const Admit& admit) {
   for (GroupId g = 0; g < num_groups_; ++g) {
     const auto i = static_cast<size_t>(g);
     auto& table = req.tables[i];
+    table.reserve(
+        static_cast<size_t>(blocks_for(g, std::min(req.length_limit, req.known() + 512))));
     table.assign(static_cast<size_t>(matched), kNullBlock);
     const bool window = config_.kv_groups[i].kind == KVKind::window;
     const int32_t begin = window ? std::max(0, matched - match_window(g)) : 0;
@@ -151,6 +253,7 @@ void Scheduler::admit(Req& req, const Admit& admit) {
       change_table(g, req.seat, k, block);
     }
   }
+  for (const EntryId e : match_.path) prefix_->touch(e, !again, req.priority);
   req.computed = req.committed = matched * block_size_;
   req.published = matched;
   req.publish_at = (matched + 1) * block_size_;
@@ -165,6 +268,7 @@ void Scheduler::admit(Req& req, const Admit& admit) {
   grow_tables(req, req.computed + admit.num_tokens);
   write_chunk_row(req, admit.num_tokens);
 
+  if (req.known_ahead - req.computed > 1) chunks_.push_back(&req);
   refresh_available();
   for (GroupId g = 0; g < num_groups_; ++g) {
     const auto i = static_cast<size_t>(g);

@@ -87,30 +87,23 @@ void BlockPool::forget_entry(BlockId b) {
     block.state = State::free;
     free_.push_back(b);
   }
+  block.level = 0;
 }
 
 void BlockPool::link(BlockId b, Block& block) {
-  block.prev = lru_tail_;
+  List& list = levels_[static_cast<size_t>(block.level)];
+  block.prev = list.tail;
   block.next = kNullBlock;
-  if (lru_tail_ == kNullBlock) {
-    lru_head_ = b;
-  } else {
-    blocks_[static_cast<size_t>(lru_tail_)].next = b;
-  }
-  lru_tail_ = b;
+  (list.tail == kNullBlock ? list.head : blocks_[static_cast<size_t>(list.tail)].next) = b;
+  list.tail = b;
 }
 
 void BlockPool::unlink(Block& block) {
-  if (block.prev == kNullBlock) {
-    lru_head_ = block.next;
-  } else {
-    blocks_[static_cast<size_t>(block.prev)].next = block.next;
-  }
-  if (block.next == kNullBlock) {
-    lru_tail_ = block.prev;
-  } else {
-    blocks_[static_cast<size_t>(block.next)].prev = block.prev;
-  }
+  List& list = levels_[static_cast<size_t>(block.level)];
+  (block.prev == kNullBlock ? list.head : blocks_[static_cast<size_t>(block.prev)].next) =
+      block.next;
+  (block.next == kNullBlock ? list.tail : blocks_[static_cast<size_t>(block.next)].prev) =
+      block.prev;
 }
 
 void BlockPool::check_integrity(const std::vector<int32_t>& holders, const char* what) const {
@@ -122,6 +115,11 @@ void BlockPool::check_integrity(const std::vector<int32_t>& holders, const char*
     if (block.refs != holders[static_cast<size_t>(b)]) {
       throw InternalError(who + " has reference count " + std::to_string(block.refs) + ", but " +
                           std::to_string(holders[static_cast<size_t>(b)]) + " hold it");
+    }
+    const bool idle = block.state == State::free || block.state == State::cached;
+    if (idle && (block.busy_until > committed_ || block.transfers > 0)) {
+      throw InternalError(who + " can be handed out while step " +
+                          std::to_string(block.busy_until) + " still touches it");
     }
     switch (block.state) {
       case State::null:
@@ -154,8 +152,10 @@ void BlockPool::check_integrity(const std::vector<int32_t>& holders, const char*
                         ": the counts of free, used, cached and draining blocks are wrong");
   }
   int32_t linked = 0;
-  for (BlockId b = lru_head_; b != kNullBlock; b = blocks_[static_cast<size_t>(b)].next) {
-    if (++linked > counts_cached_) break;
+  for (const List& list : levels_) {
+    for (BlockId b = list.head; b != kNullBlock; b = blocks_[static_cast<size_t>(b)].next) {
+      if (++linked > counts_cached_) break;
+    }
   }
   if (linked != counts_cached_)
     throw InternalError(std::string(what) + ": the eviction order is broken");

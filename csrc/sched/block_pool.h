@@ -20,6 +20,7 @@
 
 #include "base/ids.h"
 #include "sched/config.h"
+#include "sched/eviction.h"
 #include "sched/step_events.h"
 
 namespace stoker {
@@ -69,8 +70,24 @@ class BlockPool {
   // Steps up to `step` were committed: what only they touched is free or cached now.
   void committed(BatchId step);
 
-  // The cached block that goes first; kNullBlock if none.
-  BlockId oldest_cached() const { return lru_head_; }
+  // The cached block that goes first; kNullBlock if none: the one cached longest of the lowest
+  // level.
+  BlockId oldest_cached() const {
+    for (const List& list : levels_) {
+      if (list.head != kNullBlock) return list.head;
+    }
+    return kNullBlock;
+  }
+  // How dear the block is to the eviction strategy (eviction.h). Never lowered, and set from the
+  // root of a path on, so that a block is never less dear than those that build on it.
+  void raise_level(BlockId b, int32_t level) {
+    Block& block = blocks_[static_cast<size_t>(b)];
+    if (level <= block.level) return;
+    const bool linked = block.state == State::cached;
+    if (linked) unlink(block);
+    block.level = static_cast<int8_t>(level);
+    if (linked) link(b, block);
+  }
   // The block's content leaves the prefix cache. A cached block becomes free.
   void forget_entry(BlockId b);
   void set_entry(BlockId b, EntryId entry) { blocks_[static_cast<size_t>(b)].entry = entry; }
@@ -93,6 +110,10 @@ class BlockPool {
     ReqId owner = -1;  // who took it last
     int16_t transfers = 0;
     State state = State::free;
+    int8_t level = 0;
+  };
+  struct List {
+    BlockId head = kNullBlock, tail = kNullBlock;
   };
 
   void revive(BlockId b, Block& block);
@@ -103,7 +124,7 @@ class BlockPool {
 
   std::vector<Block> blocks_;
   std::vector<BlockId> free_;  // a stack: the block freed last is warm and goes out first
-  BlockId lru_head_ = kNullBlock, lru_tail_ = kNullBlock;
+  std::array<List, kEvictionLevels> levels_;  // the cached blocks of each level, oldest first
   int32_t counts_used_ = 0, counts_cached_ = 0, counts_draining_ = 0;
   BatchId committed_ = 0;
   // Blocks that drain until a step, by step modulo the ring.

@@ -32,6 +32,15 @@ const StepEvents& Scheduler::take_back(const ResultView& result, TimeNs now) {
   }
   StepRecord& step = steps_[static_cast<size_t>(result.batch_id) % steps_.size()];
   check_result(step, result);
+  if (log_ != nullptr) {
+    const StepResult* full = result.full;
+    log_->commit(
+        result.batch_id, result.status, full ? std::string_view(full->message) : std::string_view(),
+        full ? std::span<const int32_t>(full->row_indptr) : std::span<const int32_t>(),
+        result.tokens,
+        full ? std::span<const RowStatus>(full->row_status) : std::span<const RowStatus>(),
+        full ? std::span<const Ticket>(full->finished_transfers) : std::span<const Ticket>(), now);
+  }
   now_ = std::max(now_, now);
   committed_ = step.batch_id;
   for (BlockPool& pool : pools_) pool.committed(committed_);
@@ -74,6 +83,25 @@ void Scheduler::check_result(const StepRecord& step, const ResultView& result) c
 void Scheduler::commit_rows(StepRecord& step, const ResultView& result) {
   int32_t sampled = 0;
   for (const RowRecord& row : step.rows) {
+    Req& req = *row.req;
+    // Nearly every row: a running req that only its length can end gets its one token.
+    if (result.full == nullptr && row.num_outs == 1 && row.samples && row.epoch == req.epoch &&
+        req.state == ReqState::running && !req.stops && req.answered && config_.vocab_size == 0) {
+      --req.rows_in_flight;
+      req.committed = row.kv_end;
+      if (req.committed >= req.publish_at) publish(req, req.committed, step.batch_id);
+      const Token token = result.tokens[static_cast<size_t>(sampled++)];
+      if (token >= 0) {
+        req.tokens.push_back(token);
+        const int32_t known = req.known();
+        if (req.known_ahead == known) req.last_token = token;
+        tell(req, {&token, 1}, row.out_begin);
+        if (known >= req.length_limit) finish(req, FinishReason::length);
+        continue;
+      }
+      ++req.rows_in_flight;
+      --sampled;
+    }
     commit_row(step, row, result, sampled);
     sampled += row.samples;
   }
@@ -128,6 +156,10 @@ void Scheduler::commit_row(StepRecord& step, const RowRecord& row, const ResultV
 
 void Scheduler::append_tokens(Req& req, std::span<const Token> tokens, int32_t kv_end,
                               int32_t out_row) {
+  if (!req.answered) {
+    req.answered = true;
+    req.account.first_token_time = now_;
+  }
   FinishReason reason = FinishReason::none;
   size_t taken = 0;
   while (taken < tokens.size() && reason == FinishReason::none) {
@@ -141,7 +173,6 @@ void Scheduler::append_tokens(Req& req, std::span<const Token> tokens, int32_t k
     req.tokens.push_back(token);
     reason = end_of(req, token);
   }
-  if (req.account.first_token_time < 0 && taken > 0) req.account.first_token_time = now_;
   tell(req, tokens.first(taken), out_row);
   if (reason != FinishReason::none) return finish(req, reason);
   if (taken == 1) {
@@ -159,7 +190,7 @@ void Scheduler::append_tokens(Req& req, std::span<const Token> tokens, int32_t k
 
 // Whether `token`, just appended, ends the req.
 FinishReason Scheduler::end_of(Req& req, Token token) const {
-  if (req.num_outputs() >= req.params.min_tokens) {
+  if (req.stops && req.num_outputs() >= req.params.min_tokens) {
     const auto is = [&](const std::vector<Token>& stops) {
       return std::find(stops.begin(), stops.end(), token) != stops.end();
     };
@@ -173,7 +204,7 @@ FinishReason Scheduler::end_of(Req& req, Token token) const {
 
 void Scheduler::tell(Req& req, std::span<const Token> tokens, int32_t out_row) {
   events_.reqs.push_back(req.id);
-  events_.tokens.insert(events_.tokens.end(), tokens.begin(), tokens.end());
+  for (const Token token : tokens) events_.tokens.push_back(token);
   events_.token_indptr.push_back(static_cast<int32_t>(events_.tokens.size()));
   events_.finish_reasons.push_back(0);
   events_.out_rows.push_back(out_row);
@@ -182,10 +213,7 @@ void Scheduler::tell(Req& req, std::span<const Token> tokens, int32_t out_row) {
 // Ends a req in any state, exactly once.
 void Scheduler::finish(Req& req, FinishReason reason, std::string why) {
   check(!req.finished(), "a req ends once");
-  if (waiting_.contains(req)) {
-    waiting_.erase(req);
-    req.account.queue_time += now_ - req.queued_since;
-  }
+  if (waiting_.contains(req)) dequeue(req);
   if (req.holds_seat()) {
     release_blocks(req);
     leave_seat(req);

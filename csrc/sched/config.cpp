@@ -26,6 +26,12 @@ constexpr std::array<std::string_view, 11> kPolicies = {
 constexpr std::array<std::string_view, 4> kAdmissions = {"learned", "guaranteed", "greedy", "peak"};
 constexpr std::array<std::string_view, 4> kKVKinds = {"full", "window", "latent", "state"};
 
+constexpr std::array<std::string_view, 4> kEvictions = {"lru", "slru", "lfu", "priority"};
+constexpr std::array<std::string_view, 4> kVictims = {"least_progress", "newest", "lowest_priority",
+                                                      "most_blocks"};
+constexpr std::array<std::string_view, 3> kHeadsOfLine = {"strict", "bypass", "scan"};
+constexpr std::array<std::string_view, 2> kPrefillSplits = {"fcfs", "equal"};
+
 template <typename Enum, size_t N>
 Enum find(const std::array<std::string_view, N>& names, std::string_view name, const char* field) {
   std::string allowed;
@@ -45,6 +51,22 @@ Admission admission_of(std::string_view name) {
   return find<Admission>(kAdmissions, name, "admission");
 }
 KVKind kv_kind_of(std::string_view name) { return find<KVKind>(kKVKinds, name, "KVGroup.kind"); }
+Eviction eviction_of(std::string_view name) {
+  return find<Eviction>(kEvictions, name, "prefix_eviction");
+}
+Victim victim_of(std::string_view name) {
+  return find<Victim>(kVictims, name, "preemption_victim");
+}
+HeadOfLine head_of_line_of(std::string_view name) {
+  return find<HeadOfLine>(kHeadsOfLine, name, "head_of_line");
+}
+PrefillSplit prefill_split_of(std::string_view name) {
+  return find<PrefillSplit>(kPrefillSplits, name, "prefill_split");
+}
+std::string_view name_of(Eviction value) { return kEvictions[static_cast<size_t>(value)]; }
+std::string_view name_of(Victim value) { return kVictims[static_cast<size_t>(value)]; }
+std::string_view name_of(HeadOfLine value) { return kHeadsOfLine[static_cast<size_t>(value)]; }
+std::string_view name_of(PrefillSplit value) { return kPrefillSplits[static_cast<size_t>(value)]; }
 std::string_view name_of(Batching value) { return kBatchings[static_cast<size_t>(value)]; }
 std::string_view name_of(Policy value) { return kPolicies[static_cast<size_t>(value)]; }
 std::string_view name_of(Admission value) { return kAdmissions[static_cast<size_t>(value)]; }
@@ -100,10 +122,10 @@ SchedulerConfig validated(SchedulerConfig config) {
                 " blocks cannot hold its window of " + std::to_string(group.window) +
                 " tokens and one step of prefill");
   }
-  const Policy policy = config.schedule_policy;
-  require(policy == Policy::fcfs || policy == Policy::lpm,
-          "schedule_policy '" + std::string(name_of(policy)) + "' is not built yet");
-  require(config.admission != Admission::peak, "admission 'peak' is not built yet");
+  at_least("bypass_limit", config.bypass_limit, 0);
+  at_least("aging_limit", config.aging_limit, 0);
+  at_least("max_running_per_tenant", config.max_running_per_tenant, 0);
+  at_least("max_queued_per_tenant", config.max_queued_per_tenant, 0);
   require(config.schedule_conservativeness >= 0, "schedule_conservativeness must not be negative");
   at_least("long_prefill_token_threshold", config.long_prefill_token_threshold, 0);
   at_least("max_queued_reqs", config.max_queued_reqs, 0);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/ids.h"
+#include "sched/attention_plan.h"
 
 namespace stoker {
 
@@ -54,6 +55,23 @@ enum class Admission : int32_t {
   peak,        // exact future peak of what is running, by the learned lengths
 };
 
+// What the prefix cache evicts first; see eviction.h.
+enum class Eviction : int32_t { lru, slru, lfu, priority };
+inline constexpr int32_t kEvictionLevels = 8;
+
+// Who steps aside when KV runs out.
+enum class Victim : int32_t { least_progress, newest, lowest_priority, most_blocks };
+
+// What happens behind the first req that does not fit.
+enum class HeadOfLine : int32_t {
+  strict,  // nobody overtakes it
+  bypass,  // bypass_limit reqs may overtake it, then nobody
+  scan,    // whoever fits goes; ageing alone keeps it from starving
+};
+
+// How prompts under way share a step's prefill tokens.
+enum class PrefillSplit : int32_t { fcfs, equal };
+
 struct SchedulerConfig {
   int32_t num_blocks = 0;  // of the one full group, where kv_groups is empty; block 0 included
   int32_t block_size = 16;
@@ -69,12 +87,22 @@ struct SchedulerConfig {
   Policy schedule_policy = Policy::fcfs;
   Admission admission = Admission::learned;
   double schedule_conservativeness = 1.0;
+  HeadOfLine head_of_line = HeadOfLine::strict;
+  int32_t bypass_limit = 16;
+  // A waiting req that so many later ones were admitted before goes to the front, whatever the
+  // policy. 0: never.
+  int32_t aging_limit = 4096;
+  Victim preemption_victim = Victim::least_progress;
+  Eviction prefix_eviction = Eviction::lru;
+  PrefillSplit prefill_split = PrefillSplit::fcfs;
+  int32_t max_running_per_tenant = 0;        // 0: no limit
+  int32_t max_queued_per_tenant = 0;         // 0: no limit
   int32_t long_prefill_token_threshold = 0;  // most prefill tokens of one req a step; 0: no cap
   int32_t max_queued_reqs = 0;               // 0: no limit
   uint64_t seed = 0;  // for the seeds of reqs that bring none, and the policy `random`
-  // Sizes of what the executor is sent.
-  int32_t max_attention_work = 0;
-  int32_t num_attention_workers = 0;
+  // What the executor's attention kernels want a work list for; num_decode_workers 0: no list is
+  // written.
+  AttentionGeometry attention;
 };
 
 // Fills what follows from the rest (kv_groups, max_model_len) and throws InvalidArgument on what
@@ -87,6 +115,14 @@ Batching batching_of(std::string_view name);
 Policy policy_of(std::string_view name);
 Admission admission_of(std::string_view name);
 KVKind kv_kind_of(std::string_view name);
+Eviction eviction_of(std::string_view name);
+Victim victim_of(std::string_view name);
+HeadOfLine head_of_line_of(std::string_view name);
+PrefillSplit prefill_split_of(std::string_view name);
+std::string_view name_of(Eviction value);
+std::string_view name_of(Victim value);
+std::string_view name_of(HeadOfLine value);
+std::string_view name_of(PrefillSplit value);
 std::string_view name_of(Batching value);
 std::string_view name_of(Policy value);
 std::string_view name_of(Admission value);

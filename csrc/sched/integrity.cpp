@@ -33,12 +33,21 @@ void Scheduler::check_integrity() const {
         throw InternalError("req '" + req->rid + "' has ended but holds blocks");
       }
     }
+    for (const Pin& pin : pins_) {
+      for (const BlockId block : pin.blocks[i]) ++holders[static_cast<size_t>(block)];
+    }
     pools_[i].check_integrity(holders, ("KV group " + std::to_string(g)).c_str());
   }
   if (prefix_) prefix_->check_integrity();
 
   std::vector<int32_t> seats(static_cast<size_t>(config_.max_num_seqs) + 1, 0);
-  for (const Seat seat : free_seats_) ++seats[static_cast<size_t>(seat)];
+  for (const Seat seat : free_seats_) {
+    ++seats[static_cast<size_t>(seat)];
+    if (seat_busy_until_[static_cast<size_t>(seat)] > committed_) {
+      throw InternalError("seat " + std::to_string(seat) +
+                          " can be handed out while a step still reads it");
+    }
+  }
   int32_t draining = 0;
   for (const auto& bucket : draining_seats_) {
     for (const Seat seat : bucket) ++seats[static_cast<size_t>(seat)];

@@ -20,6 +20,12 @@ void Scheduler::change_table(GroupId group, Seat seat, int32_t index, BlockId bl
   at_.changes[at_.table_changes++] = {group, seat, index, block};
 }
 
+// Counts served tokens against the req's tenant. (VTC's virtual counters.)
+void Scheduler::charge(const Req& req, int32_t num_tokens) {
+  Tenant& tenant = tenants_[static_cast<size_t>(req.tenant_index)];
+  tenant.served += num_tokens / tenant.weight;
+}
+
 // Writes the SeatChange of a req that has just got its seat.
 void Scheduler::take_seat(Req& req) {
   req.seat = free_seats_.back();
@@ -69,7 +75,9 @@ void Scheduler::leave_seat(Req& req) {
   } else {
     free_seats_.push_back(req.seat);
   }
+  seat_busy_until_[static_cast<size_t>(req.seat)] = req.last_step;
   req.seat = kNoSeat;
+  --tenants_[static_cast<size_t>(req.tenant_index)].running;
   running_[static_cast<size_t>(req.running_index)] = nullptr;
   req.running_index = -1;
   --num_running_;
@@ -102,7 +110,8 @@ void Scheduler::grow_tables(Req& req, int32_t num_tokens) {
   }
 }
 
-// Gives back the blocks that no later token of the req will see.
+// Gives back the blocks that no token from `computed` on will see. Called before the req's row is
+// written: the change holds for that row already.
 void Scheduler::release_window(Req& req) {
   for (GroupId g = 0; g < num_groups_; ++g) {
     const KVGroup& kv = config_.kv_groups[static_cast<size_t>(g)];
@@ -155,12 +164,14 @@ void Scheduler::publish(Req& req, int32_t num_tokens, BatchId pending) {
     const EntryId there = prefix_->find(parent, tokens);
     if (there != kNoEntry) {
       if (!merge_duplicate(req, i, there)) break;  // tried again at commit
+      prefix_->touch(there, false, req.priority);
     } else {
       for (GroupId g = 0; g < num_groups_; ++g) {
         scratch_blocks_[static_cast<size_t>(g)] =
             req.tables[static_cast<size_t>(g)][static_cast<size_t>(i)];
       }
       const EntryId fresh = prefix_->insert(parent, tokens, scratch_blocks_, pending);
+      prefix_->touch(fresh, false, req.priority);
       if (pending > committed_)
         steps_[static_cast<size_t>(pending) % steps_.size()].published.push_back({fresh, req.id});
     }

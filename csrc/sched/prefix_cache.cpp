@@ -20,11 +20,12 @@ uint64_t mix(uint64_t h) {
 }  // namespace
 
 PrefixCache::PrefixCache(std::vector<BlockPool>& pools, int32_t block_size,
-                         std::vector<int32_t> windows)
+                         std::vector<int32_t> windows, Eviction eviction)
     : pools_(pools),
       block_size_(block_size),
       num_groups_(static_cast<int32_t>(pools.size())),
-      windows_(std::move(windows)) {
+      windows_(std::move(windows)),
+      eviction_(eviction) {
   int32_t most = 0;
   for (size_t g = 0; g < pools.size(); ++g) {
     most = std::max(most, pools[g].total());
@@ -44,7 +45,7 @@ void PrefixCache::grow(size_t entries) {
   while (slots < 2 * entries) slots *= 2;
   table_.assign(slots, kNoEntry);
   for (size_t e = 0; e < old; ++e) {
-    if (entries_[e].live && !entries_[e].root) table_add(static_cast<EntryId>(e));
+    if (entries_[e].live && entries_[e].in_table) table_add(static_cast<EntryId>(e));
   }
 }
 
@@ -67,6 +68,11 @@ EntryId PrefixCache::enter(const std::string& salt) {
   }
   ++entries_[static_cast<size_t>(it->second)].users;
   return it->second;
+}
+
+EntryId PrefixCache::root_of(const std::string& salt) const {
+  const auto it = roots_.find(salt);
+  return it == roots_.end() ? kNoEntry : it->second;
 }
 
 void PrefixCache::leave(EntryId root) {
@@ -125,7 +131,8 @@ void PrefixCache::match(EntryId root, std::span<const Token> tokens, int32_t max
   if (any_window_) {
     // The longest head whose last positions every window group still has.
     size_t best = 0;
-    std::vector<int32_t> run(static_cast<size_t>(num_groups_), 0);
+    std::vector<int32_t>& run = runs_;
+    run.assign(static_cast<size_t>(num_groups_), 0);
     for (size_t i = 0; i < out.path.size(); ++i) {
       bool ok = true;
       for (GroupId g = 0; g < num_groups_; ++g) {
@@ -164,7 +171,6 @@ EntryId PrefixCache::insert(EntryId parent, const Token* tokens, std::span<const
   Entry& entry = entries_[static_cast<size_t>(e)];
   entry.parent = parent;
   entry.pending = pending;
-  entry.hash = hash_of(parent, tokens);
   std::memcpy(tokens_.data() + static_cast<size_t>(e) * static_cast<size_t>(block_size_), tokens,
               static_cast<size_t>(block_size_) * sizeof(Token));
   for (GroupId g = 0; g < num_groups_; ++g) {
@@ -174,9 +180,14 @@ EntryId PrefixCache::insert(EntryId parent, const Token* tokens, std::span<const
   }
   Entry& up = entries_[static_cast<size_t>(parent)];
   ++up.children;
-  up.next = e;
   ++num_entries_;
-  table_add(e);
+  if (up.next == kNoEntry) {
+    up.next = e;
+  } else {
+    entry.hash = hash_of(parent, tokens);
+    entry.in_table = true;
+    table_add(e);
+  }
   return e;
 }
 
@@ -219,7 +230,7 @@ void PrefixCache::drop(EntryId e) {
     roots_.erase(it->second);
     salts_.erase(it);
   } else {
-    table_remove(e);
+    if (entry.in_table) table_remove(e);
     Entry& up = entries_[static_cast<size_t>(entry.parent)];
     --up.children;
     if (up.next == e) up.next = kNoEntry;
@@ -265,6 +276,16 @@ void PrefixCache::evict_one(GroupId group) {
   pool.forget_entry(b);
   blocks_[at(e, group)] = kNullBlock;
   drop_childless_up(e);
+}
+
+void PrefixCache::touch(EntryId e, bool hit, double priority) {
+  Entry& entry = entries_[static_cast<size_t>(e)];
+  entry.hits += hit;
+  if (eviction_ == Eviction::lru) return;
+  const int32_t level = eviction_level(eviction_, entry.hits, priority);
+  for (GroupId g = 0; g < num_groups_; ++g) {
+    if (block(e, g) != kNullBlock) pools_[static_cast<size_t>(g)].raise_level(block(e, g), level);
+  }
 }
 
 int32_t PrefixCache::flush() {

@@ -25,7 +25,8 @@ class PrefixCache {
  public:
   // `windows[g]`: in blocks, how many of the last positions a match needs of group g; 0: all (a
   // full group).
-  PrefixCache(std::vector<BlockPool>& pools, int32_t block_size, std::vector<int32_t> windows);
+  PrefixCache(std::vector<BlockPool>& pools, int32_t block_size, std::vector<int32_t> windows,
+              Eviction eviction);
 
   // The root of a namespace, made when first asked for; one user more. leave() takes the user away
   // again.
@@ -44,12 +45,17 @@ class PrefixCache {
 
   // Child of `parent` for one block of tokens, or kNoEntry.
   EntryId find(EntryId parent, const Token* tokens) const;
+  // The root of a namespace, or kNoEntry if nobody uses it.
+  EntryId root_of(const std::string& salt) const;
   // Adds a child that does not exist yet. `pending`: the step that computes it; it is withdrawn if
   // that fails.
   EntryId insert(EntryId parent, const Token* tokens, std::span<const BlockId> blocks,
                  BatchId pending);
   // Takes an entry without children out of the tree: its blocks are forgotten.
   void remove(EntryId e);
+  // The entry was matched, or published, for a req of this priority: what the eviction strategy
+  // wants to know.
+  void touch(EntryId e, bool hit, double priority);
   // Takes out an entry of a failed step, whose children went before it: its blocks' content never
   // came to be.
   void withdraw(EntryId e) { remove(e); }
@@ -70,12 +76,13 @@ class PrefixCache {
  private:
   struct Entry {
     EntryId parent = kNoEntry;
-    EntryId next = kNoEntry;  // the child made last, if it still exists
-    int32_t children = 0;
-    uint32_t hash = 0;
+    EntryId next = kNoEntry;  // the child that is linked directly
+    int32_t children = 0;     // that one included
+    uint32_t hash = 0;        // of children in the table
+    uint32_t hits = 0;        // how often it was matched
     BatchId pending = 0;
     int32_t users = 0;  // roots only: reqs of the namespace
-    bool root = false, live = false;
+    bool root = false, live = false, in_table = false;
   };
 
   size_t at(EntryId e, GroupId g) const {
@@ -98,6 +105,8 @@ class PrefixCache {
   int32_t block_size_;
   int32_t num_groups_;
   std::vector<int32_t> windows_;
+  Eviction eviction_;
+  mutable std::vector<int32_t> runs_;  // scratch of match()
   bool any_window_ = false, any_full_ = false;
   int32_t num_entries_ = 0;
   std::vector<Entry> entries_;

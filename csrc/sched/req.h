@@ -97,8 +97,11 @@ struct alignas(64) Req {
   int32_t publish_at = 0;  // committed count at which the next block can be published
   int32_t decode_steps = 0;
   BatchId last_step = 0;  // last step that has a row of this req
+  ReqId id = -1;
   ReqState state = ReqState::created;
-  bool plain = true;  // only EOS or the length can end it, nothing is scored, pooled or masked
+  bool plain = true;      // each row has one output, a sampled token
+  bool stops = true;      // a token can end it
+  bool answered = false;  // its first token is there
 
   // Warm.
   std::vector<Token> tokens;
@@ -108,7 +111,6 @@ struct alignas(64) Req {
   int32_t published =
       0;  // blocks [0, published) are in the prefix cache (under this table's own blocks)
   int32_t running_index = -1;
-  ReqId id = -1;
   int64_t arrival_seq = 0;  // total order of arrival
   int32_t prefix_root = -1;
   int32_t highest_computed = 0;  // how far it ever got: below it, work is done twice
@@ -136,6 +138,11 @@ struct alignas(64) Req {
   ReqAccount account;
   TimeNs queued_since = 0;
   uint64_t seed = 0;
+  int32_t tenant_index = 0;
+  int32_t branch = -1;    // policy dfs-weight: the prefix cache entry it hangs under
+  int32_t overtaken = 0;  // times that a later req was admitted past it while it did not fit
+  bool aged = false;
+  int64_t admissions_seen = 0;
   std::string parent_rid;  // of a child of a req with n > 1
 
   int32_t known() const { return static_cast<int32_t>(tokens.size()); }

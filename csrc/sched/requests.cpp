@@ -34,6 +34,7 @@ int64_t Scheduler::most_blocks(GroupId group, int64_t tokens) const {
 // if not.
 void Scheduler::validate(const Req& req) const {
   const std::string who = "req '" + req.rid + "': ";
+  if (!(req.tenant_weight > 0)) throw InvalidArgument(who + "tenant_weight must be above 0");
   if (req.state != ReqState::created) throw InvalidArgument(who + "was added before");
   if (req.prompt_len == 0) throw InvalidArgument(who + "the prompt is empty");
   const int32_t room = req.pool ? 0 : 1;
@@ -66,13 +67,19 @@ void Scheduler::validate(const Req& req) const {
     throw InvalidArgument(who + "too many biased or stop tokens: " + std::to_string(extra) +
                           " words, at most " + std::to_string(kMaxSeatExtraWords));
   }
+  check_fits(req, 0);
+}
+
+void Scheduler::check_fits(const Req& req, int64_t pinned) const {
+  const std::string who = "req '" + req.rid + "': ";
+  const int32_t room = req.pool ? 0 : 1;
   const int64_t wanted = req.params.max_tokens == -1
                              ? req.prompt_len + room
                              : std::min<int64_t>(int64_t{req.prompt_len} + req.params.max_tokens,
                                                  config_.max_model_len);
   for (GroupId g = 0; g < num_groups_; ++g) {
     const int64_t need = most_blocks(g, wanted - room);
-    const int64_t have = pools_[static_cast<size_t>(g)].total() - 1;
+    const int64_t have = pools_[static_cast<size_t>(g)].total() - 1 - pinned;
     if (need > have) {
       throw InvalidArgument(who + "can never fit: a prompt of " + std::to_string(req.prompt_len) +
                             " tokens and " + std::to_string(wanted - req.prompt_len) +
@@ -84,7 +91,9 @@ void Scheduler::validate(const Req& req) const {
 }
 
 void Scheduler::add(const ReqPtr& req, TimeNs now) {
+  now_ = std::max(now_, now);
   validate(*req);
+  if (num_pinned_ > 0) check_fits(*req, num_pinned_);
   if (by_rid_.contains(req->rid) || children_.contains(req->rid)) {
     throw InvalidArgument("req '" + req->rid + "': the rid is in use");
   }
@@ -94,7 +103,18 @@ void Scheduler::add(const ReqPtr& req, TimeNs now) {
         "req '" + req->rid + "': the queue is full (" + std::to_string(waiting_.size()) +
         " waiting, max_queued_reqs = " + std::to_string(config_.max_queued_reqs) + ")");
   }
+  if (config_.max_queued_per_tenant > 0) {
+    const auto it = tenant_indices_.find(req->tenant);
+    const int32_t queued =
+        it == tenant_indices_.end() ? 0 : tenants_[static_cast<size_t>(it->second)].queued;
+    if (queued + n > config_.max_queued_per_tenant) {
+      throw InvalidArgument("req '" + req->rid + "': tenant '" + req->tenant + "' has " +
+                            std::to_string(queued) + " reqs waiting; max_queued_per_tenant = " +
+                            std::to_string(config_.max_queued_per_tenant));
+    }
+  }
   if (n == 1) {
+    if (log_ != nullptr) log_->add(*req, now);
     enroll(req, now);
     return;
   }
@@ -113,6 +133,7 @@ void Scheduler::add(const ReqPtr& req, TimeNs now) {
       throw InvalidArgument("req '" + child->rid + "': the rid is in use");
     children.push_back(std::move(child));
   }
+  if (log_ != nullptr) log_->add(*req, now);
   for (const ReqPtr& child : children) enroll(child, now);
   req->state = ReqState::running;  // stands for its children from now on
   children_.emplace(req->rid, std::move(children));
@@ -147,33 +168,24 @@ void Scheduler::enroll(const ReqPtr& ptr, TimeNs now) {
   req.length_limit = static_cast<int32_t>(limit);
   req.known_ahead = req.known();
   req.next_score = req.params.prompt_logprobs >= 0 ? 1 : std::numeric_limits<int32_t>::max();
-  req.plain = !req.pool && req.params.prompt_logprobs < 0 && req.params.stop_token_ids.empty();
-  req.tokens.reserve(static_cast<size_t>(std::min<int64_t>(limit, req.prompt_len + 4096)));
+  req.plain = !req.pool && req.params.prompt_logprobs < 0;
+  req.stops = (!req.params.ignore_eos && !config_.eos_token_ids.empty()) ||
+              !req.params.stop_token_ids.empty();
+  req.tenant_index = tenant_of(req);
+  req.tokens.reserve(static_cast<size_t>(std::min<int64_t>(limit, req.prompt_len + 512)));
   req.tables.assign(static_cast<size_t>(num_groups_), {});
   req.window_begins.assign(static_cast<size_t>(num_groups_), 0);
   if (prefix_) req.prefix_root = prefix_->enter(req.cache_salt);
   req.account.arrival_time = now;
   req.state = ReqState::waiting;
-  req.queued_since = now;
-  waiting_.insert(req, key_of(req));
-}
-
-QueueKey Scheduler::key_of(const Req& req) const {
-  QueueKey key{.tier = req.state == ReqState::retracted ? 0 : 1, .seq = req.arrival_seq};
-  switch (config_.schedule_policy) {
-    case Policy::lpm:
-      if (prefix_)
-        key.key =
-            -prefix_->match_blocks(req.prefix_root, req.tokens, (req.known() - 1) / block_size_);
-      break;
-    default:
-      break;
-  }
-  return key;
+  if (req.drop_when_late && req.deadline_ttft >= 0)
+    expiring_.insert({now + req.deadline_ttft, {req.arrival_seq, req.id}});
+  enqueue(req);
 }
 
 bool Scheduler::abort(std::string_view rid, TimeNs now) {
   now_ = std::max(now_, now);
+  if (log_ != nullptr) log_->abort(rid, now);
   const std::string name(rid);
   if (const auto family = children_.find(name); family != children_.end()) {
     const std::vector<ReqPtr> members = family->second;

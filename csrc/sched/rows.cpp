@@ -1,5 +1,6 @@
 // The rows of a step: decodes, the prompts under way, and how each is written into the buffer.
 #include <algorithm>
+#include <limits>
 
 #include "base/check.h"
 #include "base/planted_bugs.h"
@@ -42,7 +43,7 @@ void Scheduler::begin_step(TimeNs now, const BatchBuffer& out) {
   stats_.num_transfers = 0;
 
   // The scratch ledger: what this step may hand out.
-  ledger_.tokens = config_.max_num_batched_tokens;
+  ledger_.tokens = config_.max_num_batched_tokens + planted(Bug::over_budget);
   ledger_.rows = config_.max_num_seqs;
   ledger_.seats = static_cast<int32_t>(free_seats_.size());
   ledger_.outs = layout_.capacity(Section::out_token);
@@ -78,6 +79,10 @@ void Scheduler::survey_running() {
     if (req->known_ahead - req->computed > 1) chunks_.push_back(req);
   }
   running_.resize(kept);
+  worst_priority_ = -std::numeric_limits<double>::infinity();
+  if (config_.schedule_policy == Policy::priority) {
+    for (const Req* req : running_) worst_priority_ = std::max(worst_priority_, req->priority);
+  }
   const bool exact = any_window_ || config_.admission != Admission::learned ||
                      config_.batching == Batching::static_batch;
   for (GroupId g = 0; g < num_groups_; ++g) {
@@ -102,6 +107,7 @@ void Scheduler::plan_decodes() {
     if (req == nullptr || req->known_ahead - req->computed != 1 ||
         req->known_ahead >= req->length_limit + planted(Bug::length_late))
       continue;
+    if (any_window_) release_window(*req);
     if (req->tail_room == 0 || num_groups_ > 1) {
       bool enough = true;
       for (GroupId g = 0; g < num_groups_; ++g) {
@@ -157,7 +163,7 @@ void Scheduler::write_decode_row(Req& req) {
   } else {
     write_outputs(req, token, 1);
   }
-  if (any_window_) release_window(req);
+  if (fair_) charge(req, 1);
   --ledger_.tokens;
   --ledger_.rows;
 }
@@ -207,11 +213,16 @@ int32_t Scheduler::chunk_that_fits(const Req& req, int32_t wanted) const {
   return wanted;
 }
 
-// 2. The prompts under way, first come first.
+// 2. The prompts under way: first come first, or each an equal share.
 void Scheduler::plan_chunks() {
+  int32_t share = config_.max_num_batched_tokens;
+  if (config_.prefill_split == PrefillSplit::equal && !chunks_.empty()) {
+    share = std::max(block_size_, ledger_.tokens / static_cast<int32_t>(chunks_.size()));
+  }
   for (Req* const req : chunks_) {
     if (req->state != ReqState::running || req->last_step == next_batch_) continue;
-    int32_t wanted = std::min(req->known_ahead - req->computed, ledger_.tokens);
+    if (any_window_) release_window(*req);
+    int32_t wanted = std::min({req->known_ahead - req->computed, ledger_.tokens, share});
     if (config_.long_prefill_token_threshold > 0)
       wanted = std::min(wanted, config_.long_prefill_token_threshold);
     const int32_t n = wanted > 0 && ledger_.rows > 0 ? chunk_that_fits(*req, wanted) : 0;
@@ -263,7 +274,7 @@ void Scheduler::write_chunk_row(Req& req, int32_t num_tokens) {
   // The tokens of these blocks are known, so others may share them from this step on.
   publish(req, std::min(req.computed, known), next_batch_);
   set_tail(req);
-  if (any_window_) release_window(req);
+  if (fair_) charge(req, num_tokens);
   ledger_.tokens -= num_tokens;
   --ledger_.rows;
   ++stats_.num_prefill_rows;
@@ -303,8 +314,19 @@ bool Scheduler::finish_step() {
   use(Section::token_ids, at_.tokens);
   use(Section::positions, at_.tokens);
   use(Section::slots, (num_groups_ - 1) * config_.max_num_batched_tokens + at_.tokens);
-  use(Section::work_indptr, 0);
-  use(Section::work, 0);
+  if (planner_) {
+    const auto rows = static_cast<size_t>(at_.rows);
+    const AttentionPlan plan =
+        planner_->plan({at_.row_seat, rows}, {at_.row_indptr, rows + 1}, {at_.row_kv_len, rows},
+                       stats_.num_decode_rows, out_.all<AttentionWork>(Section::work),
+                       out_.all<int32_t>(Section::work_indptr));
+    header.num_partials = plan.num_decode_slots;
+    use(Section::work_indptr, AttentionPlanner::indptr_size(config_.attention));
+    use(Section::work, plan.num_work);
+  } else {
+    use(Section::work_indptr, 0);
+    use(Section::work, 0);
+  }
   use(Section::table_changes, at_.table_changes);
   use(Section::seat_changes, at_.seat_changes);
   use(Section::seat_data, at_.seat_words);

@@ -37,7 +37,7 @@ int64_t capacity_of(Section s, const BatchLimits& limits) {
     case Section::slots:
       return groups * tokens;
     case Section::work_indptr:
-      return limits.num_attention_workers > 0 ? limits.num_attention_workers + 1 : 0;
+      return limits.num_attention_workers > 0 ? limits.num_attention_workers + 3 : 0;
     case Section::work:
       return limits.max_attention_work;
     case Section::table_changes:

@@ -19,8 +19,11 @@ BatchLimits limits_of(const SchedulerConfig& config) {
   }
   limits.max_blocks_per_req =
       (config.max_model_len + limits.min_block_size - 1) / limits.min_block_size;
-  limits.max_attention_work = config.max_attention_work;
-  limits.num_attention_workers = config.num_attention_workers;
+  if (config.attention.num_decode_workers > 0) {
+    limits.max_attention_work = AttentionPlanner::work_capacity(
+        config.attention, config.max_num_seqs, config.max_num_batched_tokens);
+    limits.num_attention_workers = config.attention.num_decode_workers;
+  }
   limits.max_seat_words = 2 * config.max_model_len + kMaxSeatExtraWords;
   return limits;
 }
@@ -44,9 +47,13 @@ Scheduler::Scheduler(SchedulerConfig config)
   any_window_ = std::any_of(windows_.begin(), windows_.end(), [](int32_t w) { return w > 0; });
   scratch_blocks_.resize(config_.kv_groups.size());
   if (config_.enable_prefix_caching) {
-    prefix_ = std::make_unique<PrefixCache>(pools_, block_size_, windows_);
+    prefix_ = std::make_unique<PrefixCache>(pools_, block_size_, windows_, config_.prefix_eviction);
   }
+  if (config_.attention.num_decode_workers > 0)
+    planner_ = std::make_unique<AttentionPlanner>(config_.attention);
+  fair_ = config_.schedule_policy == Policy::fair;
   for (Seat seat = config_.max_num_seqs; seat >= 1; --seat) free_seats_.push_back(seat);
+  seat_busy_until_.assign(static_cast<size_t>(config_.max_num_seqs) + 1, 0);
   running_.reserve(static_cast<size_t>(config_.max_num_seqs) + 1);
   chunks_.reserve(running_.capacity());
   for (StepRecord& step : steps_) step.rows.reserve(running_.capacity());
@@ -54,18 +61,24 @@ Scheduler::Scheduler(SchedulerConfig config)
 
 bool Scheduler::schedule(TimeNs now, const BatchBuffer& out) {
   begin_step(now, out);
-  do {
-    if (config_.batching == Batching::prefill_first) {
-      plan_chunks();    // 2. prefill steps and decode steps apart, prefill first
-      admit_waiting();  // 3.
-      if (at_.rows == 0) plan_decodes();
-    } else {
-      plan_decodes();   // 1. what must go on, and 4. who steps aside if KV runs out
-      plan_chunks();    // 2. what fits besides: the prompts under way,
-      admit_waiting();  // 3. and as many new ones as may enter
-    }
-  } while (at_.rows == 0 && unstick());  // an idle device with work to do always moves
-  return finish_step();
+  if (pause_ != Pause::in_place && !fatal_) {
+    drop_late();
+    make_way();  // 0. whoever is outranked by the head of the queue makes way
+    do {
+      if (config_.batching == Batching::prefill_first) {
+        plan_chunks();    // 2. prefill steps and decode steps apart, prefill first
+        admit_waiting();  // 3.
+        if (at_.rows == 0) plan_decodes();
+      } else {
+        plan_decodes();   // 1. what must go on, and 4. who steps aside if KV runs out
+        plan_chunks();    // 2. what fits besides: the prompts under way,
+        admit_waiting();  // 3. and as many new ones as may enter
+      }
+    } while (at_.rows == 0 && unstick());  // an idle device with work to do always moves
+  }
+  const bool launch = finish_step();
+  if (log_ != nullptr) log_->schedule(now, launch ? &out : nullptr);
+  return launch;
 }
 
 const StepEvents& Scheduler::take_events() {
@@ -86,9 +99,20 @@ ReqPtr Scheduler::find(std::string_view rid) const {
   return it == by_rid_.end() ? nullptr : req(it->second->id);
 }
 
+void Scheduler::waiting(std::vector<ReqPtr>& out) const {
+  out.clear();
+  for (const WaitingQueue::Item& item : waiting_.items()) out.push_back(req(item.req->id));
+}
+
 std::vector<ReqPtr> Scheduler::children(std::string_view rid) const {
   const auto it = children_.find(std::string(rid));
   return it == children_.end() ? std::vector<ReqPtr>{} : it->second;
+}
+
+int32_t Scheduler::match_prefix(const Req& req) const {
+  const EntryId root = prefix_ ? prefix_->root_of(req.cache_salt) : kNoEntry;
+  if (root == kNoEntry) return 0;
+  return prefix_->match_blocks(root, req.tokens, (req.known() - 1) / block_size_) * block_size_;
 }
 
 void Scheduler::reqs_of(BatchId batch_id, std::vector<ReqPtr>& out) const {

@@ -48,7 +48,9 @@
 
 #include <array>
 #include <cstdint>
+#include <deque>
 #include <memory>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -59,6 +61,7 @@
 #include "sched/admission.h"
 #include "sched/block_pool.h"
 #include "sched/config.h"
+#include "sched/event_log.h"
 #include "sched/prefix_cache.h"
 #include "sched/req.h"
 #include "sched/schedule_batch.h"
@@ -94,6 +97,25 @@ class Scheduler {
   // The end is in the next StepEvents.
   bool abort(std::string_view rid, TimeNs now = 0);
 
+  // A new value for the policy `key`; the waiting req moves to its new place.
+  void set_policy_key(std::string_view rid, double key);
+  // Paused in place nothing is scheduled; draining, running reqs go on and nobody enters.
+  enum class Pause { no, in_place, drain };
+  void pause(Pause how);
+  Pause paused() const { return pause_; }
+  // Drops what nobody holds from the prefix cache; returns how many block positions went.
+  int32_t flush_cache();
+  // Keeps what is cached of these tokens from being evicted until unpin_prefix(). At most half of
+  // the pool can be pinned.
+  int64_t pin_prefix(std::span<const Token> tokens, const std::string& cache_salt = {});
+  bool unpin_prefix(int64_t pin);
+  // The earliest time at which a waiting req is to be dropped for its deadline; -1: none.
+  TimeNs next_deadline() const { return expiring_.empty() ? -1 : expiring_.begin()->first; }
+
+  // From now on every call that changes something is written to `log`, which must outlive the
+  // scheduler; null: to none. Only a log begun before the first req can be replayed.
+  void log_to(EventLog* log) { log_ = log; }
+
   // Decides the next step and writes it. False: there is nothing to launch.
   bool schedule(TimeNs now, const BatchBuffer& out);
   // Takes back the oldest step in flight. The events stay valid until the next call of commit() or
@@ -110,9 +132,12 @@ class Scheduler {
   int32_t steps_in_flight() const { return static_cast<int32_t>(next_batch_ - 1 - committed_); }
   bool fatal() const { return fatal_; }  // the device was lost: nothing is scheduled any more
   std::vector<ReqPtr> children(std::string_view rid) const;
+  // How many tokens at the head of the req's prompt are in the prefix cache now. Changes nothing.
+  int32_t match_prefix(const Req& req) const;
   // The req of a handle; null when the handle is free.
   ReqPtr req(ReqId id) const;
   ReqPtr find(std::string_view rid) const;
+  void waiting(std::vector<ReqPtr>& out) const;  // all waiting reqs, in the queue's order
   // The reqs with a row in a step in flight, in row order.
   void reqs_of(BatchId batch_id, std::vector<ReqPtr>& out) const;
   // Why a req is not running (code, numbers); code none when it is.
@@ -155,6 +180,17 @@ class Scheduler {
     int64_t after_events;
   };
   struct ResultView;
+  struct Tenant {
+    double served = 0;  // tokens over weight
+    double weight = 1;
+    int32_t running = 0, queued = 0;
+    BatchId passed_over = 0;
+  };
+  struct Pin {
+    int64_t id;
+    EntryId root;
+    std::vector<std::vector<BlockId>> blocks;  // a group
+  };
 
   // schedule(): the decisions in order (scheduler.cpp, rows.cpp, admit.cpp, preemption.cpp).
   void begin_step(TimeNs now, const BatchBuffer& out);
@@ -164,6 +200,7 @@ class Scheduler {
   bool unstick();
   bool finish_step();
 
+  void make_way();
   void make_room_for_decodes();
   void survey_running();
   void write_decode_row(Req& req);
@@ -176,11 +213,27 @@ class Scheduler {
   void admit(Req& req, const Admit& admit);
   void refresh_available();
 
+  bool may_be_passed(const Req& req) const;
+  bool computed_by_another(const Req& req) const;
+  int64_t future_peak(const Req& candidate, GroupId group);
+
+  // policies.cpp
+  QueueKey key_of(Req& req);
+  void weigh_branch(Req& req, int32_t add);
+  void enqueue(Req& req);
+  void dequeue(Req& req);
+  void refresh_order();
+  WaitingQueue::iterator next_candidate(WaitingQueue::iterator after);
+  int32_t tenant_of(const Req& req);
+  void drop_late();
+
   // preemption.cpp
+  bool steps_aside_before(const Req& a, const Req& b) const;
   Req* choose_victim() const;
   void retract(Req& req);
 
   // placement.cpp: seats, tables, publication.
+  void charge(const Req& req, int32_t num_tokens);
   void take_seat(Req& req);
   void leave_seat(Req& req);
   void grow_tables(Req& req, int32_t num_tokens);
@@ -208,8 +261,7 @@ class Scheduler {
 
   // requests.cpp
   void enroll(const ReqPtr& req, TimeNs now);
-  void enqueue(Req& req);
-  QueueKey key_of(const Req& req) const;
+  void check_fits(const Req& req, int64_t pinned) const;
   int64_t blocks_for(GroupId group, int64_t tokens) const;
   int64_t most_blocks(GroupId group, int64_t tokens) const;
 
@@ -224,6 +276,8 @@ class Scheduler {
   bool any_window_ = false;
   NewTokenRatio ratio_;
 
+  std::unique_ptr<AttentionPlanner> planner_;  // null: the executor takes no work list
+
   std::vector<ReqPtr> reqs_;  // by ReqId
   std::vector<ReqId> free_ids_;
   std::unordered_map<std::string, Req*> by_rid_;
@@ -233,6 +287,7 @@ class Scheduler {
       running_;  // in the order of admission; null where one has left since the last step
   int32_t num_running_ = 0;
   std::vector<Seat> free_seats_;
+  std::vector<BatchId> seat_busy_until_;  // by seat: the last step of who had it last
   std::array<std::vector<Seat>, kMaxOverlapDepth + 1> draining_seats_;
   int32_t num_draining_seats_ = 0;
   int64_t next_seq_ = 0;
@@ -242,7 +297,19 @@ class Scheduler {
   std::vector<Ended> ended_;
   std::vector<TableChange> late_changes_;  // made outside schedule(); go out with the next step
   bool low_water_ = false;                 // admission is on hold after a preemption
-  bool batch_open_ = false;                // static batching: the batch is still being filled
+  Pause pause_ = Pause::no;
+  std::vector<Tenant> tenants_;
+  std::unordered_map<std::string, int32_t> tenant_indices_;
+  bool fair_ = false;
+  std::deque<std::pair<ReqId, int64_t>> by_age_;  // as they came to wait; stale ones are skipped
+  std::set<std::pair<TimeNs, std::pair<int64_t, ReqId>>> expiring_;
+  std::vector<int32_t> branch_weights_;  // policy dfs-weight: waiting reqs under an entry
+  int64_t urgent_seq_ = -1;              // arrival of the req that running ones have made way for
+  size_t rerank_at_ = 0;
+  int64_t num_admissions_ = 0;
+  std::vector<Pin> pins_;
+  int64_t num_pinned_ = 0, last_pin_ = 0;
+  bool batch_open_ = false;  // static batching: the batch is still being filled
   bool fatal_ = false;
 
   // The step that is being planned.
@@ -250,7 +317,11 @@ class Scheduler {
   Ledger ledger_;
   StepRecord* step_ = nullptr;
   BatchBuffer out_;
-  std::vector<Req*> chunks_;
+  std::vector<Req*> chunks_;  // prompts under way
+  std::vector<Req*> passed_, victims_;
+  std::vector<std::pair<int32_t, int32_t>> peak_;
+  Req* blocked_ = nullptr;     // the first that did not fit
+  double worst_priority_ = 0;  // of the running reqs, under the policy `priority`
   std::vector<BlockId> scratch_blocks_;
   PrefixCache::Match match_;
   struct Cursor {
@@ -272,6 +343,7 @@ class Scheduler {
     int32_t* seat_data;
   } at_;
 
+  EventLog* log_ = nullptr;
   StepEvents events_, told_;
   int64_t events_taken_ = 0;
   StepStats stats_;

@@ -12,10 +12,12 @@
 namespace stoker {
 
 struct QueueKey {
-  double rank = 0;   // reqs of a lower rank outrank the others (priority)
-  int32_t tier = 1;  // 0: preempted, in front of those it is not outranked by
-  double key = 0;    // the policy's value, lower is sooner
-  int64_t seq = 0;   // arrival
+  double rank = 0;  // reqs of a lower rank outrank the others (priority)
+  int32_t tier =
+      1;  // 0: preempted, in front of those it is not outranked by; -1: has waited too long
+  double key = 0;     // the policy's value, lower is sooner
+  int32_t group = 0;  // keeps those of one branch together
+  int64_t seq = 0;    // arrival
   auto operator<=>(const QueueKey&) const = default;
 };
 
@@ -44,6 +46,11 @@ class WaitingQueue {
 
   iterator begin() { return items_.begin(); }
   iterator end() { return items_.end(); }
+  iterator first_of_rank(double rank) {
+    return items_.lower_bound(
+        {{.rank = rank, .tier = -2, .key = 0, .group = 0, .seq = 0}, nullptr});
+  }
+  const Order& items() const { return items_; }
   bool empty() const { return items_.empty(); }
   int32_t size() const { return static_cast<int32_t>(items_.size()); }
 

@@ -7,10 +7,13 @@ events = s.commit(batch, tokens)  # one token id for each sampled row, or a Step
 """
 
 from stoker._core.sched import (
+    AttentionGeometry,
     BatchLayout,
     BatchLimits,
     BlockCounts,
+    BlockPool,
     KVGroup,
+    ReplayReport,
     Req,
     ReqAccount,
     ScheduleBatch,
@@ -20,14 +23,19 @@ from stoker._core.sched import (
     StepResult,
     StepStats,
     WaitReason,
+    redact,
+    replay,
 )
 from stoker.sampling_params import SamplingParams
 
 __all__ = [
+    "AttentionGeometry",
     "BatchLayout",
     "BatchLimits",
     "BlockCounts",
+    "BlockPool",
     "KVGroup",
+    "ReplayReport",
     "Req",
     "ReqAccount",
     "SamplingParams",
@@ -38,4 +46,6 @@ __all__ = [
     "StepResult",
     "StepStats",
     "WaitReason",
+    "redact",
+    "replay",
 ]

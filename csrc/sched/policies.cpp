@@ -1,0 +1,206 @@
+// The order of the waiting queue: one small rule a policy, and ageing, so that no rule lets a req
+// wait for ever.
+#include <algorithm>
+#include <limits>
+
+#include "base/check.h"
+#include "sched/scheduler.h"
+
+namespace stoker {
+namespace {
+
+constexpr int32_t kRerankPerStep =
+    16;  // of a policy whose order drifts with time, round robin over all reqs
+constexpr double kLate = 1e18;  // behind everything whose deadline can still be met
+
+uint64_t mixed(uint64_t seed, uint64_t x) {
+  uint64_t z = seed ^ (x * 0x9e3779b97f4a7c15ULL);
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
+  return z ^ (z >> 31);
+}
+
+}  // namespace
+
+QueueKey Scheduler::key_of(Req& req) {
+  QueueKey key{.tier = req.state == ReqState::waiting ? 1 : 0, .seq = req.arrival_seq};
+  const auto matched = [&] {
+    return prefix_
+               ? prefix_->match_blocks(req.prefix_root, req.tokens, (req.known() - 1) / block_size_)
+               : 0;
+  };
+  switch (config_.schedule_policy) {
+    case Policy::fcfs:
+      break;
+    case Policy::lpm:  // longest cached prefix first
+      key.key = -matched();
+      break;
+    case Policy::dfs_weight: {  // the branch of the tree that most waiting reqs share first, its
+                                // reqs together
+      weigh_branch(req, 0);
+      const bool full = prefix_ && req.known() > block_size_;
+      const EntryId branch = full ? prefix_->find(req.prefix_root, req.tokens.data()) : kNoEntry;
+      if (branch != kNoEntry) {
+        req.branch = branch;
+        weigh_branch(req, 1);
+        key.key = -branch_weights_[static_cast<size_t>(branch)];
+        key.group = branch;
+      }
+      break;
+    }
+    case Policy::sjf:  // shortest declared output still to come
+      key.key = req.length_limit - req.known();
+      break;
+    case Policy::lof:  // longest declared output first
+      key.key = req.known() - req.length_limit;
+      break;
+    case Policy::hrrn: {  // highest (waiting + service) / service first
+      const double service =
+          req.known() - matched() * block_size_ + (req.length_limit - req.known());
+      key.key = -static_cast<double>(now_ - req.account.arrival_time) / std::max(service, 1.0);
+      break;
+    }
+    case Policy::random:
+      key.key =
+          static_cast<double>(mixed(config_.seed, static_cast<uint64_t>(req.arrival_seq)) >> 11);
+      break;
+    case Policy::priority:
+      key.rank = req.priority;
+      break;
+    case Policy::key:
+      key.key = req.policy_key;
+      break;
+    case Policy::deadline: {  // earliest first, within what can still be met
+      const TimeNs due = req.account.arrival_time + req.deadline_ttft;
+      key.key =
+          req.deadline_ttft < 0 ? kLate : static_cast<double>(due) + (due < now_ ? 2 * kLate : 0);
+      break;
+    }
+    case Policy::fair:  // first the tenant served least, see next_candidate(); within it first come
+                        // first served
+      key.rank = req.tenant_index;
+      break;
+  }
+  if (req.aged) {
+    key.tier = -1;
+    key.key = 0;
+    key.group = 0;
+    if (config_.schedule_policy == Policy::priority)
+      key.rank = -std::numeric_limits<double>::infinity();
+  }
+  return key;
+}
+
+void Scheduler::weigh_branch(Req& req, int32_t add) {
+  if (add == 0) {
+    if (req.branch != kNoEntry) --branch_weights_[static_cast<size_t>(req.branch)];
+    req.branch = kNoEntry;
+    return;
+  }
+  if (static_cast<size_t>(req.branch) >= branch_weights_.size()) {
+    branch_weights_.resize(static_cast<size_t>(req.branch) + 1024, 0);
+  }
+  ++branch_weights_[static_cast<size_t>(req.branch)];
+}
+
+// Puts a req into the queue, and on the list by arrival that ageing looks at.
+void Scheduler::enqueue(Req& req) {
+  req.queued_since = now_;
+  req.admissions_seen = num_admissions_;
+  ++tenants_[static_cast<size_t>(req.tenant_index)].queued;
+  waiting_.insert(req, key_of(req));
+  by_age_.emplace_back(req.id, req.arrival_seq);
+}
+
+void Scheduler::dequeue(Req& req) {
+  waiting_.erase(req);
+  --tenants_[static_cast<size_t>(req.tenant_index)].queued;
+  if (req.branch != kNoEntry) weigh_branch(req, 0);
+  req.account.queue_time += now_ - req.queued_since;
+}
+
+// Keeps the order true to a policy that drifts, a few reqs a step, and lets the oldest come forward
+// when it is time.
+void Scheduler::refresh_order() {
+  while (!by_age_.empty()) {
+    const auto [id, seq] = by_age_.front();
+    Req* const req = reqs_[static_cast<size_t>(id)].get();
+    const bool waits =
+        req != nullptr && req->arrival_seq == seq && !req->aged && waiting_.contains(*req);
+    if (waits &&
+        (config_.aging_limit == 0 || num_admissions_ - req->admissions_seen < config_.aging_limit))
+      break;
+    by_age_.pop_front();
+    if (!waits) continue;
+    req->aged = true;
+    waiting_.rekey(*req, key_of(*req));
+  }
+  const Policy policy = config_.schedule_policy;
+  if (policy != Policy::lpm && policy != Policy::dfs_weight && policy != Policy::hrrn &&
+      policy != Policy::deadline)
+    return;
+  const size_t count = std::min<size_t>(kRerankPerStep, reqs_.size());
+  for (size_t i = 0; i < count; ++i) {
+    rerank_at_ = rerank_at_ + 1 < reqs_.size() ? rerank_at_ + 1 : 0;
+    Req* const req = reqs_[rerank_at_].get();
+    if (req != nullptr && waiting_.contains(*req)) waiting_.rekey(*req, key_of(*req));
+  }
+}
+
+void Scheduler::set_policy_key(std::string_view rid, double key) {
+  const auto it = by_rid_.find(std::string(rid));
+  if (it == by_rid_.end()) throw InvalidArgument("no req '" + std::string(rid) + "'");
+  if (log_ != nullptr) log_->policy_key(rid, key);
+  it->second->policy_key = key;
+  if (waiting_.contains(*it->second)) waiting_.rekey(*it->second, key_of(*it->second));
+}
+
+// The next req to be looked at. For `fair` that is the head of the tenant served least which was
+// not passed over yet.
+WaitingQueue::iterator Scheduler::next_candidate(WaitingQueue::iterator after) {
+  if (config_.schedule_policy != Policy::fair) return after;
+  auto best = waiting_.end();
+  double least = std::numeric_limits<double>::infinity();
+  for (size_t t = 0; t < tenants_.size(); ++t) {
+    const Tenant& tenant = tenants_[t];
+    if (tenant.queued == 0 || tenant.passed_over == next_batch_ || tenant.served >= least) continue;
+    best = waiting_.first_of_rank(static_cast<double>(t));
+    least = tenant.served;
+  }
+  return best;
+}
+
+int32_t Scheduler::tenant_of(const Req& req) {
+  const auto [it, fresh] =
+      tenant_indices_.try_emplace(req.tenant, static_cast<int32_t>(tenants_.size()));
+  if (fresh) tenants_.emplace_back();
+  Tenant& tenant = tenants_[static_cast<size_t>(it->second)];
+  tenant.weight = req.tenant_weight;
+  // Who comes back after a pause is no further ahead than the least served of those present. (VTC's
+  // lift.)
+  if (tenant.queued == 0 && tenant.running == 0) {
+    double least = std::numeric_limits<double>::infinity();
+    for (const Tenant& other : tenants_) {
+      if (other.queued + other.running > 0) least = std::min(least, other.served);
+    }
+    if (least < std::numeric_limits<double>::infinity())
+      tenant.served = std::max(tenant.served, least);
+  }
+  return it->second;
+}
+
+// Ends the waiting reqs that asked to be dropped once their deadline has passed.
+void Scheduler::drop_late() {
+  while (!expiring_.empty() && expiring_.begin()->first < now_) {
+    const auto [due, seq_and_id] = *expiring_.begin();
+    expiring_.erase(expiring_.begin());
+    Req* const req = reqs_[static_cast<size_t>(seq_and_id.second)].get();
+    if (req == nullptr || req->arrival_seq != seq_and_id.first || req->finished() ||
+        req->num_outputs() > 0)
+      continue;
+    if (!waiting_.contains(*req)) continue;
+    finish(*req, FinishReason::abort, "its deadline for the first token passed while it waited");
+  }
+}
+
+}  // namespace stoker
