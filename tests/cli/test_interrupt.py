@@ -23,7 +23,7 @@ def test_ctrl_c_ends_a_command_quietly() -> None:
         assert process.stdout is not None
         begun = process.stdout.read(5)
         process.send_signal(signal.SIGINT)
-        rest, complaints = process.communicate(timeout=120)
+        _, complaints = process.communicate(timeout=120)
     assert process.returncode == 130
     assert begun
     assert complaints == ""
