@@ -19,7 +19,8 @@ class InternalError : public std::logic_error {
   using std::logic_error::logic_error;
 };
 
-// Throws InternalError naming the place when `holds` is false. Cheap enough to stay on in release builds.
+// Throws InternalError naming the place when `holds` is false. Cheap enough to stay on in release
+// builds.
 inline void check(bool holds, const char* what,
                   std::source_location at = std::source_location::current()) {
   if (!holds) [[unlikely]] {

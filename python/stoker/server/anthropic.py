@@ -65,10 +65,10 @@ async def create_message(request: Request, state: ServerState) -> Response:
     rid = state.new_id("msg")
     request.state.rids.append(rid)
     prompt = await state.encode(text, add_special_tokens=False)
-    message = _Message(rid, model, state.submit(rid, prompt, params, tenant=sampling.user))
+    answer = _Message(rid, model, state.submit(rid, prompt, params, tenant=sampling.user))
     if body.stream:
-        return await with_first(message.stream())
-    return Response(msgspec.json.encode(await message.whole()), media_type="application/json")
+        return await with_first(answer.stream())
+    return Response(msgspec.json.encode(await answer.whole()), media_type="application/json")
 
 
 class _Message:
@@ -98,7 +98,7 @@ class _Message:
 
     async def stream(self) -> AsyncIterator[bytes]:
         """SSE frames with their event names."""
-        start = {
+        start: dict[str, Any] = {
             **self._head,
             "content": [],
             "stop_reason": None,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import socket
 import sys
 from pathlib import Path
 
 import uvicorn
+import uvloop
 
 from stoker.server.app import build_app
 from stoker.server.engine_client import EngineClient
@@ -33,16 +33,10 @@ def run_worker(settings: ServerSettings, folder: Path, worker: int, listen_fd: i
     """Serves until SIGTERM or SIGINT, then drains: open requests may end within the drain time."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
     logging.raiseExceptions = False  # a full disk must not harm a request
-    try:
-        import uvloop
-
-        loop = "uvloop" if uvloop.__version__ else "asyncio"
-    except ImportError:
-        loop = "asyncio"
     state = ServerState(settings, EngineClient(folder, worker))
     config = uvicorn.Config(
         build_app(state),
-        loop=loop,
+        loop="none",
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -58,11 +52,4 @@ def run_worker(settings: ServerSettings, folder: Path, worker: int, listen_fd: i
 
     leave_with_parent(stop, watch_fd, settings.drain_timeout + 2)
     listener = socket.socket(fileno=listen_fd)
-    config.load()
-    config.setup_event_loop() if hasattr(config, "setup_event_loop") and loop == "asyncio" else None
-    if loop == "uvloop":
-        import uvloop
-
-        uvloop.run(server.serve(sockets=[listener]))
-    else:
-        asyncio.run(server.serve(sockets=[listener]))
+    uvloop.run(server.serve(sockets=[listener]))
