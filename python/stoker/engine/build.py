@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import time
 from dataclasses import dataclass, field
@@ -187,5 +188,12 @@ def _cuda_runner(
     plans = CudaPlans(model.config, q, pool.layers[0][0], seqs, tokens)
     buckets = list(config.cuda_graph_sizes or default_buckets(seqs))
     return CudaRunner(
-        forward, seats, transfers, plans, buckets, config.overlap, enforce_eager=config.enforce_eager
+        forward,
+        seats,
+        transfers,
+        plans,
+        buckets,
+        config.overlap,
+        enforce_eager=config.enforce_eager,
+        native_sampler=hasattr(importlib.import_module("stoker._cuda"), "sample"),
     )

@@ -16,8 +16,8 @@ def default_buckets(max_num_seqs: int) -> list[int]:
     layers of a 0.6B model take 1.00 ms at one row and 0.82 at eight on an H200), and the padding rows cost nothing else.
     """
     sizes = [*range(8, 129, 8), *range(144, 513, 16)]
-    below = [size for size in sizes if size < max_num_seqs]
-    return [*below, min(max_num_seqs, 512)]
+    largest = min(max_num_seqs, sizes[-1])
+    return [*(size for size in sizes if size < largest), largest]
 
 
 def mixed_buckets(max_num_batched_tokens: int) -> list[int]:

@@ -38,6 +38,7 @@ class CudaRunner:
         buckets: list[int],
         overlap: bool,
         enforce_eager: bool,
+        native_sampler: bool = True,
     ) -> None:
         self.overlap_depth = 1 if overlap else 0
         self.capture_seconds = 0.0
@@ -52,7 +53,8 @@ class CudaRunner:
         self._decode = GraphSet(self._run_decode, buckets)
         mixed = mixed_buckets(forward.max_tokens) if plans.has_prefill and forward.max_rows > 1 else []
         self._mixed = GraphSet(self._run_mixed, mixed)
-        self._head = GraphSet(self._run_head, buckets)
+        # The sampler's definition in plain torch asks the device for numbers, which a graph cannot.
+        self._head = GraphSet(self._run_head, buckets if native_sampler else [])
         self._hidden = forward.hidden
         self._sampling_tables: tuple[int, ...] = ()
 
