@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import random
 import sys
@@ -179,6 +180,7 @@ def write(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
         "what": "decode and prefill tokens a second, bf16, random weights, greedy, prefix cache off",
         "command": "python " + " ".join(sys.argv),
         "machine": f"{_processor()}, {torch.get_num_threads()} threads",
+        "load": "%.1f processes wanted a core while it ran (1-minute mean at its end)" % os.getloadavg()[0],
         "torch": torch.__version__,
         "prompt_tokens": args.prompt,
         "new_tokens": args.new,
@@ -188,12 +190,13 @@ def write(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
     (RESULTS / "engine_cpu.json").write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
     lines = [f"# The engine on a CPU: {facts['what']}", ""]
     lines += [
-        f"- {key}: {facts[key]}" for key in ("command", "machine", "torch", "prompt_tokens", "new_tokens")
+        f"- {key}: {facts[key]}"
+        for key in ("command", "machine", "load", "torch", "prompt_tokens", "new_tokens")
     ]
     lines += [
         "",
-        "| model | batch | engine | decode tok/s | prefill tok/s |",
-        "| --- | --- | --- | --- | --- |",
+        "| model | batch | engine | computes in | decode tok/s | prefill tok/s |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     lines += [
         f"| {r['model']} | {r['batch']} | {r['engine']} | {r['dtype']} | {r['decode_tok_s']:.1f} | {r['prefill_tok_s']:.1f} |"
