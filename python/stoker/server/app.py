@@ -1,12 +1,9 @@
-"""The HTTP application of one worker: routes, keys, request ids, errors. Each endpoint's work is in a file of its own."""
+"""The HTTP application of one worker: routes and errors. Each endpoint's work is in a file of its own."""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
-import re
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -21,13 +18,12 @@ from stoker.server.chat import checked_messages, create_chat_completion
 from stoker.server.completions import create_completion
 from stoker.server.engine_client import EngineDeadError
 from stoker.server.errors import ApiError, bad_request
+from stoker.server.guard import Guard
 from stoker.server.protocol import DetokenizeRequest, TokenizeRequest
 from stoker.server.responses import create_response
 from stoker.server.state import ServerState
 
 log = logging.getLogger("stoker.server")
-_REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
-_OPEN_PATHS = frozenset({"/health", "/ready", "/version", "/"})
 
 Endpoint = Callable[[Request, ServerState], Awaitable[Response]]
 
@@ -50,7 +46,8 @@ def build_app(state: ServerState) -> FastAPI:
         await state.client.close()
 
     app = FastAPI(title="Stoker", lifespan=lifespan, docs_url=None, redoc_url=None)
-    _add_guard(app, state)
+    app.add_middleware(Guard, state=state)
+    _add_errors(app)
 
     def post(path: str, endpoint: Endpoint) -> None:
         async def handler(request: Request) -> Response:
@@ -79,47 +76,8 @@ def build_app(state: ServerState) -> FastAPI:
     return app
 
 
-def _add_guard(app: FastAPI, state: ServerState) -> None:
-    """Keys, request ids and the one shape of errors, around every route."""
-    keys = [key.encode() for key in state.settings.api_keys]
-
-    def allowed(request: Request) -> bool:
-        if not keys or request.url.path in _OPEN_PATHS:
-            return True
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        given = (
-            (token if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")).strip().encode()
-        )
-        # Every key is compared, so that the time tells nothing.
-        return any([hmac.compare_digest(given, key) for key in keys])  # noqa: C419
-
-    @app.middleware("http")
-    async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        given = request.headers.get("x-request-id")
-        request.state.request_id = given if given and _REQUEST_ID.fullmatch(given) else None
-        request.state.rids = []
-        began = time.perf_counter()
-        if not allowed(request):
-            response = ApiError(
-                401, "a valid API key is needed (Authorization: Bearer KEY)", code="invalid_api_key"
-            ).response()
-        else:
-            response = await call_next(request)
-        route = request.scope.get("route")
-        state.metrics.http_requests.labels(getattr(route, "path", "other"), str(response.status_code)).inc()
-        if request.state.request_id:
-            response.headers["X-Request-Id"] = request.state.request_id
-        if state.settings.access_log:
-            took = (time.perf_counter() - began) * 1e3
-            log.info(
-                "%s %s %d %.1f ms %s",
-                request.method,
-                request.url.path,
-                response.status_code,
-                took,
-                ",".join(request.state.rids),
-            )
-        return response
+def _add_errors(app: FastAPI) -> None:
+    """The one shape of errors, whatever raised them."""
 
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> Response:

@@ -1,0 +1,70 @@
+"""Around every request: keys, request ids, the access log, and counts by path and status. Plain ASGI, so that a stream passes untouched."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import re
+import time
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from stoker.server.errors import ApiError
+from stoker.server.state import ServerState
+
+log = logging.getLogger("stoker.server")
+_REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+_OPEN_PATHS = frozenset({"/health", "/ready", "/version", "/"})
+
+
+class Guard:
+    """Middleware. Leaves `request.state.request_id` (the client's, or None) and `request.state.rids` for the endpoints."""
+
+    def __init__(self, app: ASGIApp, state: ServerState) -> None:
+        self._app = app
+        self._state = state
+        self._keys = [key.encode() for key in state.settings.api_keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id")
+        request_id = given if given and _REQUEST_ID.fullmatch(given) else None
+        rids: list[str] = []
+        scope.setdefault("state", {}).update(request_id=request_id, rids=rids)
+        began = time.perf_counter()
+        status = 500
+
+        async def send_on(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if request_id:
+                    MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        try:
+            if self._allowed(scope["path"], headers):
+                await self._app(scope, receive, send_on)
+            else:
+                error = ApiError(
+                    401, "a valid API key is needed (Authorization: Bearer KEY)", code="invalid_api_key"
+                )
+                await error.response()(scope, receive, send_on)
+        finally:
+            path = getattr(scope.get("route"), "path", "other")
+            self._state.metrics.http_requests.labels(path, str(status)).inc()
+            if self._state.settings.access_log:
+                took = (time.perf_counter() - began) * 1e3
+                log.info("%s %s %d %.1f ms %s", scope["method"], scope["path"], status, took, ",".join(rids))
+
+    def _allowed(self, path: str, headers: Headers) -> bool:
+        if not self._keys or path in _OPEN_PATHS:
+            return True
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        given = (token if scheme.lower() == "bearer" else headers.get("x-api-key", "")).strip().encode()
+        # Every key is compared, so that the time tells nothing.
+        return any([hmac.compare_digest(given, key) for key in self._keys])  # noqa: C419
