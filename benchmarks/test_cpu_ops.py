@@ -24,7 +24,7 @@ TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 def measure(benchmark: BenchmarkFixture, group: str, run: Callable[[], object], **work: float) -> None:
     """Times `run`; work: bytes or flops of one run."""
     benchmark.group = group
-    benchmark.pedantic(run, rounds=7, iterations=1, warmup_rounds=2)
+    benchmark.pedantic(run, rounds=5, iterations=1, warmup_rounds=1)
     benchmark.extra_info |= {
         "isa": cpu.isa(),
         "threads": cpu.num_threads(),
