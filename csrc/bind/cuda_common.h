@@ -21,5 +21,6 @@ void require_success(cudaError_t status, const char* op);
 
 void register_cuda_ops(pybind11::module_& m);
 void register_cuda_attention(pybind11::module_& m);
+void register_cuda_sample(pybind11::module_& m);
 
 }  // namespace stoker

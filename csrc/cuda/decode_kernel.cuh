@@ -47,7 +47,14 @@ struct Traits {
   }
 };
 
-__device__ __forceinline__ int div_up(int a, int b) { return (a + b - 1) / b; }
+// a / b for 0 <= a < 2^24, b > 0: a float quotient is off by one at most.
+__device__ __forceinline__ int divide(int a, int b) {
+  int quotient = int(__fdividef(float(a), float(b)));
+  const int rest = a - quotient * b;
+  if (rest < 0) --quotient;
+  if (rest >= b) ++quotient;
+  return quotient;
+}
 
 // The running result of some splits for one float4 of one head.
 struct Sum {
@@ -67,17 +74,56 @@ __device__ __forceinline__ void append(Sum& total, const Sum& piece) {
   total.values.w = __fmaf_rn(total.values.w, a, __fmul_rn(piece.values.w, b));
 }
 
-// Where an item's KV lies, as far as its splits go.
-struct Span {
-  int origin;      // position of split 0
-  int num_splits;  // of one head
+// Consecutive splits of one head of one row: what a worker computes and merges as one.
+struct Segment {
+  int row, seat;
+  int head;  // of the unit: a KV head, or a part of its group
+  int split_begin, split_end, num_splits;
+  int origin;  // position of split 0
+  int kv_begin, kv_len;
+  int split_shift, partial;
 };
-__device__ __forceinline__ Span span_of(const DecodeItem& item) {
-  Span span;
-  span.origin = item.kv_begin & ~(kTile - 1);
-  span.num_splits = (item.kv_len - span.origin + (1 << item.split_shift) - 1) >> item.split_shift;
-  return span;
-}
+
+// Walks a worker's items, segment by segment.
+struct Walker {
+  const DecodeItem* held;     // the first kItemsHeld items, in shared memory
+  const DecodeItem* further;  // item i > 0 is further[i]
+  int num_items;
+  int index = -1, unit = 0, unit_end = 0, head = 0, split = 0, num_splits = 1;
+
+  // False when there are no more; `segment` is then as it was.
+  __device__ __forceinline__ bool next(Segment& segment) {
+    if (unit >= unit_end && index + 1 >= num_items) return false;
+    const bool fresh = unit >= unit_end;
+    if (fresh) ++index;
+    const DecodeItem* at = index < kItemsHeld ? held + index : further + index;
+    const uint4* words = reinterpret_cast<const uint4*>(at);
+    const uint4 low = words[0], high = words[1];
+    segment.row = int(low.x);
+    segment.seat = int(low.y);
+    segment.kv_begin = int(low.z);
+    segment.kv_len = int(low.w);
+    segment.split_shift = int(high.z);
+    segment.partial = int(high.w);
+    segment.origin = segment.kv_begin & ~(kTile - 1);
+    if (fresh) {
+      unit = int(high.x);
+      unit_end = int(high.y);
+      num_splits =
+          (segment.kv_len - segment.origin + (1 << segment.split_shift) - 1) >> segment.split_shift;
+      head = divide(unit, num_splits);
+      split = unit - head * num_splits;
+    }
+    segment.head = head;
+    segment.num_splits = num_splits;
+    segment.split_begin = split;
+    segment.split_end = min(num_splits, split + unit_end - unit);
+    unit += segment.split_end - split;
+    ++head;
+    split = 0;
+    return true;
+  }
+};
 
 // Up to 32 rounds of one head's KV; lane i holds the blocks of the warp's tile in round i.
 struct Batch {
@@ -93,44 +139,31 @@ struct Batch {
 // when copies need them.
 template <typename Tr>
 struct Lookahead {
-  int item_index = 0, unit = 0, position = 0, end = 0, head = 0;
+  Walker walker;
+  Segment segment;
+  int position = 0, end = 0;
 
-  __device__ __forceinline__ Batch next(const DecodeParams& p, const DecodeItem* items,
-                                        const DecodeItem* further, int num_items, int virtuals,
-                                        int block_shift, int warp, int lane) {
+  __device__ __forceinline__ Batch next(const DecodeParams& p, int virtuals, int block_shift,
+                                        int warp, int lane) {
     Batch batch;
     batch.rounds = 0;
-    if (item_index >= num_items) return batch;
-    const DecodeItem* at = item_index < kItemsHeld ? items + item_index : further + item_index;
     if (position >= end) {
-      if (unit >= at->unit_end) {
-        if (++item_index >= num_items) return batch;
-        at = item_index < kItemsHeld ? items + item_index : further + item_index;
-        unit = at->unit_begin;
-      } else if (unit < at->unit_begin) {
-        unit = at->unit_begin;
-      }
-      const Span span = span_of(*at);
-      const int virtual_head = unit / span.num_splits;
-      const int split = unit - virtual_head * span.num_splits;
-      const int split_end = min(span.num_splits, split + at->unit_end - unit);
-      head = virtual_head / virtuals;
-      position = span.origin + (split << at->split_shift);
-      end = min(span.origin + (split_end << at->split_shift), at->kv_len);
-      unit += split_end - split;
+      if (!walker.next(segment)) return batch;
+      position = segment.origin + (segment.split_begin << segment.split_shift);
+      end = min(segment.origin + (segment.split_end << segment.split_shift), segment.kv_len);
     }
     batch.position = position;
     batch.end = end;
-    batch.rounds = min(kWarp, div_up(end - position, Tr::kRound));
-    batch.kv_begin = at->kv_begin;
-    batch.kv_len = at->kv_len;
-    batch.head = head;
+    batch.rounds = min(kWarp, (end - position + Tr::kRound - 1) / Tr::kRound);
+    batch.kv_begin = segment.kv_begin;
+    batch.kv_len = segment.kv_len;
+    batch.head = virtuals == 1 ? segment.head : segment.head / virtuals;
     const int token = position + lane * Tr::kRound + warp * kTile;
-    const int32_t* table = p.block_table + at->seat * p.table_stride;
+    const int32_t* table = p.block_table + segment.seat * p.table_stride;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int t = token + 8 * half;
-      const int index = block_shift >= 0 ? t >> block_shift : t / p.block_size;
+      const int index = block_shift >= 0 ? t >> block_shift : divide(t, p.block_size);
       batch.offset[half] = t - index * p.block_size;
       batch.block[half] = lane < batch.rounds && t < batch.end ? table[index] : 0;
     }
@@ -418,11 +451,8 @@ __global__ void __launch_bounds__(Tr::kThreads)
   }
   const int num_items = 1 + rest;
 
-  Lookahead<Tr> lookahead;
-  lookahead.unit = -1;
-  auto next_batch = [&] {
-    return lookahead.next(p, items, further, num_items, virtuals, block_shift, warp, lane);
-  };
+  Lookahead<Tr> lookahead{.walker = {.held = items, .further = further, .num_items = num_items}};
+  auto next_batch = [&] { return lookahead.next(p, virtuals, block_shift, warp, lane); };
   Batch batch = next_batch();
   Batch upcoming;
   bool have_upcoming = false;
@@ -462,127 +492,143 @@ __global__ void __launch_bounds__(Tr::kThreads)
     }
     ptx::cp_async_commit();
   };
-#pragma unroll
+#pragma unroll 1
   for (int stage = 0; stage < Tr::kStages; ++stage) issue(stage);
   wait_for_inputs();
 
   const float scale_log2 = p.scale * p.k_scale * kLog2e;
   int stage = 0;
-  for (int index = 0; index < num_items; ++index) {
-    const DecodeItem item = index < kItemsHeld ? items[index] : further[index];
-    const Span span = span_of(item);
-    for (int unit = item.unit_begin; unit < item.unit_end;) {
-      const int virtual_head = unit / span.num_splits;
-      const int split_begin = unit - virtual_head * span.num_splits;
-      const int split_end = min(span.num_splits, split_begin + item.unit_end - unit);
-      unit += split_end - split_begin;
-      const int kv_head = virtual_head / virtuals, sub = virtual_head % virtuals;
-      const int first_head = kv_head * group + sub * kHeadsOfTile;
-      const int heads = min(kHeadsOfTile, group - sub * kHeadsOfTile);
-      const bool whole = split_end - split_begin == span.num_splits;
-
-      uint32_t q[Tr::kSteps][2];
-      load_q<Tr>(q,
-                 static_cast<const T*>(p.q) + item.row * p.q_stride +
-                     (first_head + (lane >> 2)) * p.q_head_stride,
-                 lane >> 2 < heads, lane);
-
-      Sum total[Tr::kOwned];
-      for (int split = split_begin; split < split_end; ++split) {
-        const int begin = span.origin + (split << item.split_shift);
-        const int end = min(begin + (1 << item.split_shift), item.kv_len);
-        Accumulator<Tr> acc;
-        acc.clear();
-        for (int position = begin; position < end; position += Tr::kRound) {
-          ptx::cp_async_wait<Tr::kStages - 1>();
-          __syncwarp();
-          const int token = position + warp * kTile;
-          const uint32_t tile = ring + stage * Tr::kStageBytes;
-          if (token < end) {
-            attend<Tr>(acc, q, tile, tile + Tr::kTileBytes, item.kv_begin - token, end - token,
-                       scale_log2, p.soft_cap, lane);
-          }
-          __syncwarp();
-          issue(stage);
-          stage = stage + 1 == Tr::kStages ? 0 : stage + 1;
-        }
-        __syncthreads();  // the split before has been read
-        put<Tr>(acc, merge_values + warp * heads * Tr::kMergePitch,
-                merge_totals + warp * kHeadsOfTile, heads, lane);
-        __syncthreads();
+  Walker walker{.held = items, .further = further, .num_items = num_items};
+  Segment upcoming_segment;
+  bool more = walker.next(upcoming_segment);
+  // Queries are fetched a segment ahead.
+  uint32_t upcoming_q[Tr::kSteps][2];
+  auto heads_of = [&](const Segment& segment, int& first_head) {
+    if (virtuals == 1) {
+      first_head = segment.head * group;
+      return group;
+    }
+    const int kv_head = segment.head / virtuals, sub = segment.head - kv_head * virtuals;
+    first_head = kv_head * group + sub * kHeadsOfTile;
+    return min(kHeadsOfTile, group - sub * kHeadsOfTile);
+  };
+  auto fetch_q = [&] {
+    int first_head;
+    const int heads = heads_of(upcoming_segment, first_head);
+    load_q<Tr>(upcoming_q,
+               static_cast<const T*>(p.q) + upcoming_segment.row * p.q_stride +
+                   (first_head + (lane >> 2)) * p.q_head_stride,
+               lane >> 2 < heads, lane);
+  };
+  fetch_q();
+  while (more) {
+    const Segment segment = upcoming_segment;
+    const int split_begin = segment.split_begin, split_end = segment.split_end;
+    int first_head;
+    const int heads = heads_of(segment, first_head);
+    const bool whole = split_end - split_begin == segment.num_splits;
+    uint32_t q[Tr::kSteps][2];
 #pragma unroll
-        for (int i = 0; i < Tr::kOwned; ++i) {
-          const int owned = threadIdx.x + i * Tr::kThreads;
-          if (owned >= heads * Tr::kVectors) break;
-          const int head = owned / Tr::kVectors, vector = owned % Tr::kVectors;
-          const Sum piece = gather<Tr>(merge_values, merge_totals, heads, head, vector);
-          if (whole) {
-            if (split == split_begin)
-              total[i] = piece;
-            else
-              append(total[i], piece);
-          } else {
-            float* slot = p.workspace + int64_t(item.partial + split) * (slot_heads * (Tr::D + 4)) +
-                          head * (Tr::D + 4);
-            __stcg(reinterpret_cast<float4*>(slot) + vector, piece.values);
-            if (vector == 0)
-              __stcg(reinterpret_cast<float2*>(slot + Tr::D), make_float2(piece.max, piece.sum));
-          }
+    for (int i = 0; i < Tr::kSteps; ++i) q[i][0] = upcoming_q[i][0], q[i][1] = upcoming_q[i][1];
+    more = walker.next(upcoming_segment);
+    if (more) fetch_q();
+
+    Sum total[Tr::kOwned];
+    for (int split = split_begin; split < split_end; ++split) {
+      const int begin = segment.origin + (split << segment.split_shift);
+      const int end = min(begin + (1 << segment.split_shift), segment.kv_len);
+      Accumulator<Tr> acc;
+      acc.clear();
+      for (int position = begin; position < end; position += Tr::kRound) {
+        ptx::cp_async_wait<Tr::kStages - 1>();
+        __syncwarp();
+        const int token = position + warp * kTile;
+        const uint32_t tile = ring + stage * Tr::kStageBytes;
+        if (token < end) {
+          attend<Tr>(acc, q, tile, tile + Tr::kTileBytes, segment.kv_begin - token, end - token,
+                     scale_log2, p.soft_cap, lane);
         }
+        __syncwarp();
+        issue(stage);
+        stage = stage + 1 == Tr::kStages ? 0 : stage + 1;
       }
-
-      if (!whole) {
-        // The last worker to bring splits of this head merges them all, in order.
-        __threadfence();
-        __syncthreads();
-        if (threadIdx.x == 0)
-          arrived = atomicAdd(p.counters + item.partial, split_end - split_begin) + split_end -
-                    split_begin;
-        __syncthreads();
-        if (arrived != span.num_splits) continue;
-        __threadfence();
-        if (threadIdx.x == 0) p.counters[item.partial] = 0;
-#pragma unroll
-        for (int i = 0; i < Tr::kOwned; ++i) {
-          const int owned = threadIdx.x + i * Tr::kThreads;
-          if (owned >= heads * Tr::kVectors) break;
-          const int head = owned / Tr::kVectors, vector = owned % Tr::kVectors;
-          const float* slot =
-              p.workspace + int64_t(item.partial) * (slot_heads * (Tr::D + 4)) + head * (Tr::D + 4);
-          const int64_t step = slot_heads * (Tr::D + 4);
-          constexpr int kAhead = 8;
-          for (int first = 0; first < span.num_splits; first += kAhead) {
-            Sum piece[kAhead];
-#pragma unroll
-            for (int a = 0; a < kAhead; ++a) {
-              if (first + a >= span.num_splits) continue;
-              piece[a].values =
-                  __ldcg(reinterpret_cast<const float4*>(slot + (first + a) * step) + vector);
-              const float2 t =
-                  __ldcg(reinterpret_cast<const float2*>(slot + (first + a) * step + Tr::D));
-              piece[a].max = t.x;
-              piece[a].sum = t.y;
-            }
-#pragma unroll
-            for (int a = 0; a < kAhead; ++a) {
-              if (first + a >= span.num_splits) continue;
-              if (first + a == 0)
-                total[i] = piece[a];
-              else
-                append(total[i], piece[a]);
-            }
-          }
-        }
-      }
+      __syncthreads();  // the split before has been read
+      put<Tr>(acc, merge_values + warp * heads * Tr::kMergePitch,
+              merge_totals + warp * kHeadsOfTile, heads, lane);
+      __syncthreads();
 #pragma unroll
       for (int i = 0; i < Tr::kOwned; ++i) {
         const int owned = threadIdx.x + i * Tr::kThreads;
         if (owned >= heads * Tr::kVectors) break;
         const int head = owned / Tr::kVectors, vector = owned % Tr::kVectors;
-        write_out(static_cast<T*>(p.out) + item.row * p.out_stride +
-                      (first_head + head) * p.out_head_stride + 4 * vector,
-                  total[i], p.v_scale);
+        const Sum piece = gather<Tr>(merge_values, merge_totals, heads, head, vector);
+        if (whole) {
+          if (split == split_begin)
+            total[i] = piece;
+          else
+            append(total[i], piece);
+        } else {
+          float* slot = p.workspace +
+                        int64_t(segment.partial + split) * (slot_heads * (Tr::D + 4)) +
+                        head * (Tr::D + 4);
+          __stcg(reinterpret_cast<float4*>(slot) + vector, piece.values);
+          if (vector == 0)
+            __stcg(reinterpret_cast<float2*>(slot + Tr::D), make_float2(piece.max, piece.sum));
+        }
       }
+    }
+
+    if (!whole) {
+      // The last worker to bring splits of this head merges them all, in order.
+      __threadfence();
+      __syncthreads();
+      if (threadIdx.x == 0)
+        arrived = atomicAdd(p.counters + segment.partial, split_end - split_begin) + split_end -
+                  split_begin;
+      __syncthreads();
+      if (arrived != segment.num_splits) continue;
+      __threadfence();
+      if (threadIdx.x == 0) p.counters[segment.partial] = 0;
+#pragma unroll
+      for (int i = 0; i < Tr::kOwned; ++i) {
+        const int owned = threadIdx.x + i * Tr::kThreads;
+        if (owned >= heads * Tr::kVectors) break;
+        const int head = owned / Tr::kVectors, vector = owned % Tr::kVectors;
+        const float* slot = p.workspace + int64_t(segment.partial) * (slot_heads * (Tr::D + 4)) +
+                            head * (Tr::D + 4);
+        const int64_t step = slot_heads * (Tr::D + 4);
+        constexpr int kAhead = 8;
+        for (int first = 0; first < segment.num_splits; first += kAhead) {
+          Sum piece[kAhead];
+#pragma unroll
+          for (int a = 0; a < kAhead; ++a) {
+            if (first + a >= segment.num_splits) continue;
+            piece[a].values =
+                __ldcg(reinterpret_cast<const float4*>(slot + (first + a) * step) + vector);
+            const float2 t =
+                __ldcg(reinterpret_cast<const float2*>(slot + (first + a) * step + Tr::D));
+            piece[a].max = t.x;
+            piece[a].sum = t.y;
+          }
+#pragma unroll
+          for (int a = 0; a < kAhead; ++a) {
+            if (first + a >= segment.num_splits) continue;
+            if (first + a == 0)
+              total[i] = piece[a];
+            else
+              append(total[i], piece[a]);
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < Tr::kOwned; ++i) {
+      const int owned = threadIdx.x + i * Tr::kThreads;
+      if (owned >= heads * Tr::kVectors) break;
+      const int head = owned / Tr::kVectors, vector = owned % Tr::kVectors;
+      write_out(static_cast<T*>(p.out) + segment.row * p.out_stride +
+                    (first_head + head) * p.out_head_stride + 4 * vector,
+                total[i], p.v_scale);
     }
   }
   ptx::cp_async_wait<0>();

@@ -206,7 +206,7 @@ AttentionPlan AttentionPlanner::plan(std::span<const int32_t> row_seat,
     row.kv_len = kv_len;
     row.kv_begin = geometry_.window > 0 ? std::max(0, kv_len - geometry_.window) : 0;
     const int32_t length = kv_len - row.kv_begin / kDecodeTile * kDecodeTile;
-    row.split_shift = decode_split_shift(length);
+    row.split_shift = decode_split_shift(length, geometry_.num_decode_heads);
     row.num_splits = div_up(length, 1 << row.split_shift);
     row.units = int64_t(row.num_splits) * geometry_.num_decode_heads;
     row.cost = (length + row.num_splits * kUnitOverhead) * int64_t(geometry_.num_decode_heads);

@@ -32,17 +32,18 @@ struct DecodeWork {
 };
 static_assert(sizeof(DecodeWork) == sizeof(AttentionWork));
 
-inline constexpr int32_t kDecodeTile = 16;   // splits begin at multiples of it
-inline constexpr int32_t kDecodeRound = 64;  // tokens a worker takes at a time: the shortest split
+inline constexpr int32_t kDecodeTile = 16;  // splits begin at multiples of it
+inline constexpr int32_t kDecodeRound =
+    64;  // tokens a worker takes at a time; splits are multiples of it
 inline constexpr int32_t kMaxDecodeSplits = 64;
 
-// log2 of a split's length for a row that sees `length` tokens: 64 tokens at first, longer ones for
-// longer rows (fewer merges), never more than kMaxDecodeSplits of them.
-constexpr int32_t decode_split_shift(int32_t length) {
-  int32_t shift = 6;
-  if (length > 1024) shift = 7;
-  if (length > 4096) shift = 8;
-  while ((int64_t(kMaxDecodeSplits) << shift) < length) ++shift;
+// log2 of a split's length for a row that sees `length` tokens in a model with `heads` heads of a
+// decode unit. Long splits, because each costs a merge; short enough that a single row keeps a
+// large GPU busy; never more than kMaxDecodeSplits.
+constexpr int32_t decode_split_shift(int32_t length, int32_t heads) {
+  const int64_t work = int64_t(length) * heads;
+  int32_t shift = work > (128 << 7) ? 8 : 7;
+  while ((int64_t(256) << shift) < work || (int64_t(kMaxDecodeSplits) << shift) < length) ++shift;
   return shift;
 }
 

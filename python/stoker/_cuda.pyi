@@ -47,6 +47,23 @@ def copy_blocks(cache: torch.Tensor, pairs: torch.Tensor) -> None: ...
 def swap_blocks(
     device_cache: torch.Tensor, host_cache: torch.Tensor, pairs: torch.Tensor, to_host: bool
 ) -> None: ...
+def sample(
+    out_tokens: torch.Tensor,
+    logits: torch.Tensor,
+    records: torch.Tensor,
+    bias_ids: torch.Tensor,
+    bias_values: torch.Tensor,
+    stop_ids: torch.Tensor,
+    penalty_counts: torch.Tensor | None,
+    row_seat: torch.Tensor,
+    row_position: torch.Tensor,
+    mask: torch.Tensor | None,
+    mask_row: torch.Tensor | None,
+    sampled: torch.Tensor | None,
+    rank: torch.Tensor | None,
+    top_ids: torch.Tensor | None,
+    top_logprobs: torch.Tensor | None,
+) -> None: ...
 def decode_workers(q: torch.Tensor, k_cache: torch.Tensor) -> int:
     """Blocks of the decode kernel that fill the device, for tensors shaped like these."""
 

@@ -1,0 +1,401 @@
+// What sampling a row is made of: reading logits as they are or adjusted, keys that order (value,
+// token), fixed-point weights, a histogram, and exact ranking of a few candidates.
+#pragma once
+
+#include "cuda/common.cuh"
+#include "cuda/sample.h"
+
+namespace stoker::cuda::sampling {
+
+inline constexpr int kThreads = 512;
+inline constexpr int kWarps = kThreads / kWarp;
+inline constexpr int kBins = 4096;
+inline constexpr float kBinsAUnit =
+    128.0f;  // 32 units of distance from the best; the last bin has what is beyond
+inline constexpr int kMaxCandidates = 2048;
+
+struct Shared {
+  unsigned long long histogram[kBins];
+  uint64_t candidates[kMaxCandidates];
+  uint64_t sorted[kMaxCandidates];
+  uint64_t parts[kWarps];
+  unsigned long long total;
+  int num_candidates, token, bin;
+};
+
+// Orders by value, then the lower token first: larger is better. Never 0 for a real token.
+__device__ __forceinline__ uint64_t key_of(float x, int token) {
+  const uint32_t bits = __float_as_uint(x == 0.0f ? 0.0f : x);
+  const uint32_t ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+  return uint64_t(ordered) << 32 | (0xffffffffu - uint32_t(token));
+}
+__device__ __forceinline__ float value_of(uint64_t key) {
+  const uint32_t ordered = uint32_t(key >> 32);
+  return __uint_as_float(ordered & 0x80000000u ? ordered & 0x7fffffffu : ~ordered);
+}
+__device__ __forceinline__ int token_of(uint64_t key) { return int(0xffffffffu - uint32_t(key)); }
+// exp(difference), difference <= 0, as a multiple of 2^-44: sums of a whole vocabulary fit and are
+// exact.
+__device__ __forceinline__ unsigned long long weight_of(float difference) {
+  return __float2ull_rz(expf(difference) * 0x1p44f);
+}
+__device__ __forceinline__ int bin_of(float distance) {
+  return int(fminf(distance * kBinsAUnit, float(kBins - 1)));
+}
+
+__device__ __forceinline__ uint64_t warp_sum64(uint64_t x) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset >>= 1) x += __shfl_xor_sync(0xffffffffu, x, offset);
+  return x;
+}
+__device__ __forceinline__ uint64_t block_max64(uint64_t x, Shared& s) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset >>= 1)
+    x = max(x, __shfl_xor_sync(0xffffffffu, x, offset));
+  if (threadIdx.x % kWarp == 0) s.parts[threadIdx.x / kWarp] = x;
+  __syncthreads();
+  x = s.parts[0];
+  for (int w = 1; w < kWarps; ++w) x = max(x, s.parts[w]);
+  __syncthreads();
+  return x;
+}
+
+__device__ __forceinline__ uint64_t block_sum64(uint64_t x, Shared& s) {
+  x = warp_sum64(x);
+  if (threadIdx.x % kWarp == 0) s.parts[threadIdx.x / kWarp] = x;
+  __syncthreads();
+  x = 0;
+  for (int w = 0; w < kWarps; ++w) x += s.parts[w];
+  __syncthreads();
+  return x;
+}
+
+// Philox4x32-10 (Salmon et al., SC 2011) on the counter (position, 0, 0, 0): the first word.
+__device__ __forceinline__ uint32_t philox(uint32_t key0, uint32_t key1, uint32_t position) {
+  uint32_t c0 = position, c1 = 0, c2 = 0, c3 = 0;
+#pragma unroll
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t low = uint64_t(0xD2511F53u) * c0, high = uint64_t(0xCD9E8D57u) * c2;
+    c0 = uint32_t(high >> 32) ^ c1 ^ key0;
+    c1 = uint32_t(high);
+    c2 = uint32_t(low >> 32) ^ c3 ^ key1;
+    c3 = uint32_t(low);
+    key0 += 0x9E3779B9u;
+    key1 += 0xBB67AE85u;
+  }
+  return c0;
+}
+
+// The logits as they came. Every reader has each(f), over the block; range(begin, end, f), begin a
+// multiple of 8, over the warp; one(token).
+template <typename T, bool kVectors>
+struct Raw {
+  const T* logits;
+  int vocab;
+
+  // f(values[8], first token, how many)
+  template <typename F>
+  __device__ __forceinline__ void eights(int begin, int end, int thread, int threads,
+                                         const F& f) const {
+    for (int i = begin + thread * 8; i < end; i += threads * 8) {
+      float x[8];
+      const int count = min(8, end - i);
+      if (kVectors && count == 8) {
+        constexpr int wide = 16 / sizeof(T);
+#pragma unroll
+        for (int v = 0; v < 8 / wide; ++v) {
+          const auto loaded = *reinterpret_cast<const Vec<T, wide>*>(logits + i + v * wide);
+#pragma unroll
+          for (int j = 0; j < wide; ++j) x[v * wide + j] = to_float(loaded.at[j]);
+        }
+      } else {
+#pragma unroll
+        for (int j = 0; j < 8; ++j) x[j] = j < count ? to_float(logits[i + j]) : -kInfinity;
+      }
+      f(x, i, count);
+    }
+  }
+  template <typename F>
+  __device__ __forceinline__ void each(const F& f) const {
+    eights(0, vocab, threadIdx.x, kThreads, [&](const float (&x)[8], int first, int count) {
+#pragma unroll
+      for (int j = 0; j < 8; ++j)
+        if (j < count) f(x[j], first + j);
+    });
+  }
+};
+
+// The logits after mask, bias, banned stop tokens and penalties, before the temperature.
+template <typename T, bool kVectors>
+struct Adjusted {
+  Raw<T, kVectors> raw;
+  const int32_t* mask;    // this row's words, or nullptr
+  const int32_t* counts;  // this seat's, or nullptr where no penalty is asked for
+  const int32_t* bias_ids;
+  const float* bias_values;
+  const int32_t* stop_ids;
+  int num_bias, num_stop;           // 0 stop tokens once they are allowed
+  int lowest_patch, highest_patch;  // of all bias and stop tokens
+  float repetition, presence, frequency;
+
+  __device__ __forceinline__ float adjust(float x, int token) const {
+    if (mask && !(uint32_t(mask[token >> 5]) >> (token & 31) & 1)) x = -kInfinity;
+    if (token >= lowest_patch && token <= highest_patch) {
+      for (int i = 0; i < num_bias; ++i)
+        if (bias_ids[i] == token) x += bias_values[i];
+      for (int i = 0; i < num_stop; ++i)
+        if (stop_ids[i] == token) x = -kInfinity;
+    }
+    if (counts) {
+      const int32_t count = counts[token];
+      const int32_t output = count & (kPromptBit - 1);
+      if (count != 0 && repetition != 1.0f) x = x > 0.0f ? x / repetition : x * repetition;
+      x = __fsub_rn(x, __fmul_rn(frequency, float(output)));
+      x = __fsub_rn(x, output > 0 ? presence : 0.0f);
+    }
+    return x;
+  }
+  // Most rows ask for none of it and are read eight logits at a time.
+  __device__ __forceinline__ bool plain() const { return !mask && !counts && highest_patch < 0; }
+  __device__ __forceinline__ float at(int token) const {
+    return adjust(to_float(raw.logits[token]), token);
+  }
+  template <typename F>
+  __device__ __forceinline__ void each_both(const F& f) const {
+    if (plain()) {
+      raw.each([&](float x, int token) { f(x, x, token); });
+    } else {
+#pragma unroll 1
+      for (int t = threadIdx.x; t < raw.vocab; t += kThreads) f(to_float(raw.logits[t]), at(t), t);
+    }
+  }
+  template <typename F>
+  __device__ __forceinline__ void each(const F& f) const {
+    each_both([&](float, float x, int token) { f(x, token); });
+  }
+  template <typename F>
+  __device__ __forceinline__ void range(int begin, int end, const F& f) const {
+#pragma unroll 1
+    for (int t = begin + int(threadIdx.x % kWarp); t < end; t += kWarp) f(at(t), t);
+  }
+  __device__ __forceinline__ float one(int token) const {
+    return adjust(to_float(raw.logits[token]), token);
+  }
+};
+
+// Divided by the temperature.
+template <typename Read>
+struct Tempered {
+  const Read& read;
+  float temperature;
+  int vocab;
+
+  template <typename F>
+  __device__ __forceinline__ void each(const F& f) const {
+    read.each([&](float x, int token) { f(x / temperature, token); });
+  }
+  template <typename F>
+  __device__ __forceinline__ void range(int begin, int end, const F& f) const {
+    read.range(begin, end, [&](float x, int token) { f(x / temperature, token); });
+  }
+  __device__ __forceinline__ float one(int token) const { return read.one(token) / temperature; }
+};
+
+template <typename T, bool kVectors>
+__device__ Adjusted<T, kVectors> make_adjusted(const SampleParams& p, const Raw<T, kVectors>& raw,
+                                               const SeatRecord& record, int64_t row, int seat,
+                                               int position, Shared& s) {
+  Adjusted<T, kVectors> a;
+  a.raw = raw;
+  a.mask = p.mask && p.mask_row && p.mask_row[row] >= 0 ? p.mask + p.mask_row[row] * p.mask_stride
+                                                        : nullptr;
+  const bool neutral = record.repetition_penalty == 1.0f && record.presence_penalty == 0.0f &&
+                       record.frequency_penalty == 0.0f;
+  a.counts = p.penalty_counts && !neutral ? p.penalty_counts + seat * p.counts_stride : nullptr;
+  a.bias_ids = p.bias_ids + seat * p.bias_stride;
+  a.bias_values = p.bias_values + seat * p.bias_value_stride;
+  a.stop_ids = p.stop_ids + seat * p.stop_stride;
+  a.num_bias = record.num_bias;
+  a.num_stop = position < record.min_position ? record.num_stop : 0;
+  a.repetition = record.repetition_penalty;
+  a.presence = record.presence_penalty;
+  a.frequency = record.frequency_penalty;
+  a.lowest_patch = 0x7fffffff;
+  a.highest_patch = -1;
+  for (int i = 0; i < a.num_bias; ++i) {
+    a.lowest_patch = min(a.lowest_patch, a.bias_ids[i]);
+    a.highest_patch = max(a.highest_patch, a.bias_ids[i]);
+  }
+  for (int i = 0; i < a.num_stop; ++i) {
+    a.lowest_patch = min(a.lowest_patch, a.stop_ids[i]);
+    a.highest_patch = max(a.highest_patch, a.stop_ids[i]);
+  }
+  return a;
+}
+
+__device__ __forceinline__ void clear_histogram(Shared& s) {
+  for (int i = threadIdx.x; i < kBins; i += kThreads) s.histogram[i] = 0;
+  __syncthreads();
+}
+
+struct BinPlace {
+  int bin;  // -1: the whole histogram stays below the limit
+  uint64_t ahead;
+};
+// The bin at which the running sum first reaches `limit`, and the sum before it.
+__device__ __forceinline__ BinPlace find_bin(Shared& s, uint64_t limit) {
+  constexpr int kEach = kBins / kThreads;
+  uint64_t mine = 0;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) mine += s.histogram[threadIdx.x * kEach + i];
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  uint64_t sum = mine;
+#pragma unroll
+  for (int offset = 1; offset < kWarp; offset <<= 1) {
+    const uint64_t other = __shfl_up_sync(0xffffffffu, sum, offset);
+    if (lane >= offset) sum += other;
+  }
+  if (threadIdx.x == 0) s.bin = -1;
+  if (lane == kWarp - 1) s.parts[warp] = sum;
+  __syncthreads();
+  uint64_t ahead = sum - mine;
+  for (int w = 0; w < warp; ++w) ahead += s.parts[w];
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const uint64_t here = s.histogram[threadIdx.x * kEach + i];
+    if (ahead < limit && ahead + here >= limit) {
+      s.bin = int(threadIdx.x) * kEach + i;
+      s.total = ahead;
+    }
+    ahead += here;
+  }
+  __syncthreads();
+  const BinPlace place{s.bin, s.total};
+  __syncthreads();
+  return place;
+}
+
+// candidates[0, count) to sorted, best first.
+__device__ __forceinline__ void rank_candidates(Shared& s, int count) {
+  for (int i = threadIdx.x; i < count; i += kThreads) {
+    const uint64_t mine = s.candidates[i];
+    int rank = 0;
+    for (int j = 0; j < count; ++j) rank += s.candidates[j] > mine;
+    s.sorted[rank] = mine;
+  }
+  __syncthreads();
+}
+
+// Who survives: values above `value`, and those equal to it up to token `last`. Never -infinity.
+struct Border {
+  float value = -kInfinity;
+  int last = -1;
+  __device__ __forceinline__ bool keeps(float x, int token) const {
+    return x > value || (x == value && token <= last);
+  }
+};
+
+// min-p: what is within `threshold` (<= 0) of the best stays, ties at the border too.
+__device__ __forceinline__ Border min_p_border(float best, float threshold) {
+  // The largest value that does not: monotone in x, so a few steps from where exact arithmetic puts
+  // it.
+  float x = best + threshold;
+  while (x - best >= threshold) x = nextafterf(x, -kInfinity);
+  while (nextafterf(x, kInfinity) - best < threshold) x = nextafterf(x, kInfinity);
+  return Border{x, -1};
+}
+
+// Sorted best first, lower token first on a tie: the border is the first token at which the count
+// (or the weight) of itself and all ahead of it reaches `limit`; `among` where it never does.
+template <bool kByWeight, typename Read>
+__device__ Border find_border(const Read& read, float best, const Border& among, uint64_t limit,
+                              Shared& s) {
+  auto amount = [&](float x) { return kByWeight ? weight_of(x - best) : 1ull; };
+  clear_histogram(s);
+  read.each([&](float x, int token) {
+    if (among.keeps(x, token)) atomicAdd(&s.histogram[bin_of(best - x)], amount(x));
+  });
+  __syncthreads();
+  const BinPlace place = find_bin(s, limit);
+  if (place.bin < 0) return among;
+  const uint64_t wanted = limit - place.ahead;  // within the bin
+  auto in_bin = [&](float x, int token) {
+    return among.keeps(x, token) && bin_of(best - x) == place.bin;
+  };
+  if (threadIdx.x == 0) s.num_candidates = 0;
+  __syncthreads();
+  uint64_t top_key = 0, low_key = ~0ull;
+  read.each([&](float x, int token) {
+    if (!in_bin(x, token)) return;
+    const uint64_t key = key_of(x, token);
+    top_key = max(top_key, key);
+    low_key = min(low_key, key);
+    const int at = atomicAdd(&s.num_candidates, 1);
+    if (at < kMaxCandidates) s.candidates[at] = key;
+  });
+  __syncthreads();
+  const int found = s.num_candidates;
+  __syncthreads();
+  if (found <= kMaxCandidates) {
+    clear_histogram(s);
+    rank_candidates(s, found);
+    for (int i = threadIdx.x; i < found; i += kThreads)
+      s.histogram[i] = amount(value_of(s.sorted[i]));
+    __syncthreads();
+    const int at = find_bin(s, wanted).bin;
+    const uint64_t key = s.sorted[at < 0 ? found - 1 : at];
+    __syncthreads();
+    return Border{value_of(key), token_of(key)};
+  }
+  // Crowded, as with equal or nearly equal logits: bisection for the largest key at which the sum
+  // reaches `wanted`.
+  uint64_t low = ~block_max64(~low_key, s), high = block_max64(top_key, s) + 1;
+  while (high - low > 1) {
+    const uint64_t middle = low + (high - low) / 2;
+    uint64_t sum = 0;
+    read.each([&](float x, int token) {
+      if (in_bin(x, token) && key_of(x, token) >= middle) sum += amount(x);
+    });
+    sum = block_sum64(sum, s);
+    (sum >= wanted ? low : high) = middle;
+  }
+  return Border{value_of(low), token_of(low)};
+}
+
+// Logprobs of the raw logits: of the sampled token, its rank, and the best `count` tokens.
+template <typename T, bool kVectors>
+__device__ void write_logprobs(const SampleParams& p, const Raw<T, kVectors>& raw, int64_t row,
+                               int token, int count, float best, Shared& s) {
+  count = min(min(count, p.max_top), p.vocab);
+  const float mine = to_float(raw.logits[token]);
+  uint64_t sum = 0;
+  int ahead = 0;
+  raw.each([&](float x, int) {
+    sum += weight_of(x - best);
+    ahead += x > mine;
+  });
+  const float log_sum = best + float(log(double(block_sum64(sum, s)) * 0x1p-44));
+  const int rank = 1 + int(block_sum64(uint64_t(ahead), s));
+  if (threadIdx.x == 0) {
+    p.sampled_logprob[row] = mine - log_sum;
+    p.rank[row] = rank;
+  }
+  if (count == 0) return;
+  const Border border = find_border<false>(raw, best, Border{}, uint64_t(count), s);
+  if (threadIdx.x == 0) s.num_candidates = 0;
+  __syncthreads();
+  raw.each([&](float x, int t) {
+    if (!border.keeps(x, t)) return;
+    const int at = atomicAdd(&s.num_candidates, 1);
+    if (at < kMaxCandidates) s.candidates[at] = key_of(x, t);
+  });
+  __syncthreads();
+  const int found = min(s.num_candidates, kMaxCandidates);
+  rank_candidates(s, found);
+  for (int i = threadIdx.x; i < min(found, count); i += kThreads) {
+    p.top_ids[row * p.top_stride + i] = token_of(s.sorted[i]);
+    p.top_logprobs[row * p.top_stride + i] = value_of(s.sorted[i]) - log_sum;
+  }
+}
+
+}  // namespace stoker::cuda::sampling
