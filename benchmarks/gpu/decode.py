@@ -1,6 +1,6 @@
 """Decode attention over the peers' grid: microseconds, bandwidth, and ratios to the best peer and to the bytes' floor.
 
-Usage: python benchmarks/gpu/decode.py OUT.json [--cells quick|full] [--pool-gb 24] [--seconds 300] [--modes early,plain]
+Usage: python benchmarks/gpu/decode.py OUT.json [--cells quick|full] [--pool-gb 24] [--seconds 300] [--modes early,plain] [--only TEXT]
 Modes: early = programmatic dependent launch with KV fetched before the launch ahead has ended (what an engine runs),
 late = the same launch, nothing fetched before, plain = ordinary launches.
 """
@@ -179,12 +179,15 @@ def main() -> None:
     parser.add_argument("--pool-gb", type=float, default=24)
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--modes", default="early,plain")
+    parser.add_argument("--only", default="", help="cells whose name holds this")
     options = parser.parse_args()
     begin = time.monotonic()
     pools = Pools(options.pool_gb)
     rows: list[dict] = []
     cells = list(QUICK) if options.cells == "quick" else full_grid()
     for cell in cells:
+        if options.only not in "{} {}/{} {} x {}".format(*cell):
+            continue
         if time.monotonic() - begin > options.seconds:
             print("out of time before", cell)
             break

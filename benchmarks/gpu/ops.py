@@ -1,4 +1,5 @@
 """The ops beside attention: microseconds, and bytes moved against what memory gives. Usage: python benchmarks/gpu/ops.py OUT.json"""
+# ruff: noqa: B023 (launches are timed before their loop goes on)
 
 from __future__ import annotations
 

@@ -597,7 +597,7 @@ __global__ void __launch_bounds__(Tr::kThreads)
         const float* slot = p.workspace + int64_t(segment.partial) * (slot_heads * (Tr::D + 4)) +
                             head * (Tr::D + 4);
         const int64_t step = slot_heads * (Tr::D + 4);
-        constexpr int kAhead = 8;
+        constexpr int kAhead = 4;
         for (int first = 0; first < segment.num_splits; first += kAhead) {
           Sum piece[kAhead];
 #pragma unroll

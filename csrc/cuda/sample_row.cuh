@@ -93,24 +93,48 @@ struct Raw {
   const T* logits;
   int vocab;
 
-  // f(values[8], first token, how many)
+  // Eight logits as they lie in memory.
+  struct Eight {
+    Vec<T, 16 / sizeof(T)> at[sizeof(T) / 2];
+  };
+  __device__ __forceinline__ Eight load(int i, int end) const {
+    Eight held;
+    if (i + 8 <= end) {
+#pragma unroll
+      for (int v = 0; v < int(sizeof(T) / 2); ++v)
+        held.at[v] = reinterpret_cast<const Vec<T, 16 / sizeof(T)>*>(logits + i)[v];
+    }
+    return held;
+  }
+
+  // f(values[8], first token, how many); three loads are in flight a thread.
   template <typename F>
   __device__ __forceinline__ void eights(int begin, int end, int thread, int threads,
                                          const F& f) const {
-    for (int i = begin + thread * 8; i < end; i += threads * 8) {
+    const int step = threads * 8;
+    int i = begin + thread * 8;
+    Eight now{}, next{}, later{};
+    if constexpr (kVectors) {
+      now = load(i, end);
+      next = load(i + step, end);
+      later = load(i + 2 * step, end);
+    }
+#pragma unroll 1
+    for (; i < end; i += step) {
       float x[8];
       const int count = min(8, end - i);
       if (kVectors && count == 8) {
         constexpr int wide = 16 / sizeof(T);
 #pragma unroll
-        for (int v = 0; v < 8 / wide; ++v) {
-          const auto loaded = *reinterpret_cast<const Vec<T, wide>*>(logits + i + v * wide);
-#pragma unroll
-          for (int j = 0; j < wide; ++j) x[v * wide + j] = to_float(loaded.at[j]);
-        }
+        for (int j = 0; j < 8; ++j) x[j] = to_float(now.at[j / wide].at[j % wide]);
       } else {
 #pragma unroll
         for (int j = 0; j < 8; ++j) x[j] = j < count ? to_float(logits[i + j]) : -kInfinity;
+      }
+      if constexpr (kVectors) {
+        now = next;
+        next = later;
+        later = load(i + 3 * step, end);
       }
       f(x, i, count);
     }
@@ -175,6 +199,15 @@ struct Adjusted {
   }
   template <typename F>
   __device__ __forceinline__ void range(int begin, int end, const F& f) const {
+    if (plain()) {
+      raw.eights(begin, end, threadIdx.x % kWarp, kWarp,
+                 [&](const float (&x)[8], int first, int count) {
+#pragma unroll
+                   for (int j = 0; j < 8; ++j)
+                     if (j < count) f(x[j], first + j);
+                 });
+      return;
+    }
 #pragma unroll 1
     for (int t = begin + int(threadIdx.x % kWarp); t < end; t += kWarp) f(at(t), t);
   }

@@ -41,9 +41,11 @@ inline constexpr int32_t kMaxDecodeSplits = 64;
 // decode unit. Long splits, because each costs a merge; short enough that a single row keeps a
 // large GPU busy; never more than kMaxDecodeSplits.
 constexpr int32_t decode_split_shift(int32_t length, int32_t heads) {
-  const int64_t work = int64_t(length) * heads;
-  int32_t shift = work > (128 << 7) ? 8 : 7;
-  while ((int64_t(256) << shift) < work || (int64_t(kMaxDecodeSplits) << shift) < length) ++shift;
+  int32_t shift = length <= 512 ? 7 : length <= 8192 ? 8 : length <= 32768 ? 9 : 10;
+  if (heads >= 16 && length > 256 && length <= 512) ++shift;
+  while ((int64_t(256) << shift) < int64_t(length) * heads ||
+         (int64_t(kMaxDecodeSplits) << shift) < length)
+    ++shift;
   return shift;
 }
 
