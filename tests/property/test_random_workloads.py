@@ -12,11 +12,6 @@ from pathlib import Path
 
 import pytest
 
-# Seeds that once showed a bug, with what it was.
-REGRESSIONS = {
-    2548: "a block that a failed step had half written was published by the step after it and stayed in the cache",
-}
-
 
 def run(binary: Path, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -34,13 +29,6 @@ def test_short_on_threads(native_tests: Path) -> None:
     """The same workloads with the loop's own thread, a worker thread below it and two threads that add and abort."""
     done = run(native_tests / "random_workloads", "--count", "300", "--threads")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-
-
-@pytest.mark.parametrize("seed", REGRESSIONS)
-def test_regression(native_tests: Path, seed: int) -> None:
-    """A seed that once failed."""
-    done = run(native_tests / "random_workloads", "--first", str(seed), "--count", "1")
-    assert done.returncode == 0, done.stdout[-4000:]
 
 
 @pytest.mark.long
