@@ -180,7 +180,7 @@ def write(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
         "what": "decode and prefill tokens a second, bf16, random weights, greedy, prefix cache off",
         "command": "python " + " ".join(sys.argv),
         "machine": f"{_processor()}, {torch.get_num_threads()} threads",
-        "load": "%.1f processes wanted a core while it ran (1-minute mean at its end)" % os.getloadavg()[0],
+        "load": f"{os.getloadavg()[0]:.1f} processes wanted a core while it ran (1-minute mean at its end)",
         "torch": torch.__version__,
         "prompt_tokens": args.prompt,
         "new_tokens": args.new,
