@@ -133,13 +133,15 @@ class Trace:
     def from_recording(cls, recording: dict[str, Any], meta: dict[str, Any]) -> Trace:
         """From what `EngineLoop.take_recording()` gave; `meta` says what was run."""
         steps = {int(stats["batch_id"]): Step(stats) for stats in recording["steps"]}
-        for batch_id, *row in recording["rows"]:
-            if batch_id in steps:  # else still in flight
-                steps[batch_id].rows.append(Row(*row))
         for batch_id, key, count in recording["tokens"]:
             if batch_id in steps:
                 steps[batch_id].tokens[key] = count
         reqs = {key: ReqTrace(key, *rest) for key, *rest in sorted(recording["reqs"])}
+        for batch_id, key, seat, num_tokens, kv_len, is_single in recording["rows"]:
+            if batch_id in steps:  # else still in flight
+                # The scheduler calls a prompt's last token, alone, a decode row; here it is still prefill.
+                decodes = is_single and kv_len > reqs[key].prompt_len
+                steps[batch_id].rows.append(Row(key, seat, num_tokens, kv_len, decodes))
         ends = ("reason", "num_outputs", "retractions", "swaps", "cached_tokens")
         times = ("first_scheduled_time", "first_token_time", "finish_time")
         for batch_id, key, *values in recording["ends"]:

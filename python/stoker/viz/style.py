@@ -1,0 +1,65 @@
+"""How pictures look: shades that differ in lightness and hatching, so that they can be read in black and white."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from stoker.viz.spans import Phase
+
+
+class Look(NamedTuple):
+    """Of one phase."""
+
+    face: str
+    hatch: str
+    line: str
+    """Colour of the hatching."""
+    text: str
+    """Colour of a label on it."""
+
+
+LOOKS = {
+    Phase.PREFILL: Look("#1f3b57", "", "#1f3b57", "white"),
+    Phase.DECODE: Look("#9ec5e6", "", "#9ec5e6", "black"),
+    Phase.SITS_OUT: Look("#f3efe4", "////", "#a89f86", "black"),
+    Phase.WAITING: Look("#ffffff", "....", "#b8b8b8", "black"),
+    Phase.PREEMPTED: Look("#ffe3cf", "xxxx", "#c8571b", "black"),
+    Phase.SWAPPED: Look("#ece0f4", "\\\\\\\\", "#6f4a8e", "black"),
+    Phase.DISCARDED: Look("#ffffff", "||||||", "#888888", "black"),
+}
+SAYS = {
+    Phase.PREFILL: "prefill",
+    Phase.DECODE: "decode",
+    Phase.SITS_OUT: "sits out",
+    Phase.WAITING: "waits",
+    Phase.PREEMPTED: "preempted",
+    Phase.SWAPPED: "swapped to host memory",
+    Phase.DISCARDED: "thrown away",
+}
+IDLE = "#f0f0f0"
+LINES = (("black", "-"), ("#c8571b", "--"), ("#2c6fa6", ":"), ("#666666", "-."))
+"""Colour and dash of the first, second, ... line of a plot."""
+
+
+@contextmanager
+def look() -> Generator[None, None, None]:
+    """matplotlib's settings, for the block. Raises ValueError where matplotlib is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise ValueError("matplotlib is not installed; pictures need: pip install 'stoker[viz]'") from None
+    settings: Any = {
+        "font.size": 9,
+        "axes.titlesize": 10,
+        "axes.titlelocation": "left",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "hatch.linewidth": 0.6,
+        "legend.frameon": False,
+        "svg.hashsalt": "stoker",
+        "svg.fonttype": "none",
+    }
+    with matplotlib.rc_context(settings):
+        yield
