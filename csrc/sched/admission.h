@@ -20,12 +20,19 @@ inline constexpr int32_t kClippedOutput = 4096;
 class NewTokenRatio {
  public:
   explicit NewTokenRatio(double conservativeness);
-  double value() const { return value_; }
+  double value() const { return value_ * share(); }
+  // A req ended by itself after `produced` of `declared` output tokens: what declarations are
+  // worth.
+  void observe(double produced, double declared);
   void decay();  // after a step without preemption
   void preempted(double generated, double declared, int32_t survivors);
   void reset() { value_ = initial_; }  // when idle
 
  private:
+  double share() const;
+
+  double produced_ = 0, declared_ = 0;  // of reqs that ended, older ones fading
+  int32_t observed_ = 0;
   double initial_, least_, decay_, value_;
 };
 

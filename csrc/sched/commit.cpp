@@ -229,6 +229,9 @@ void Scheduler::finish(Req& req, FinishReason reason, std::string why) {
   req.account.decode_steps = req.decode_steps;
   if (events_.reqs.empty() || events_.reqs.back() != req.id) tell(req, {}, -1);
   events_.finish_reasons.back() = static_cast<int32_t>(reason);
+  if (reason == FinishReason::stop || reason == FinishReason::length) {
+    ratio_.observe(req.num_outputs(), req.length_limit - req.prompt_len);
+  }
   const ReqPtr& ptr = reqs_[static_cast<size_t>(req.id)];
   events_.ended.push_back(ptr);
   ended_.push_back({ptr, req.last_step, events_taken_ + 2});
