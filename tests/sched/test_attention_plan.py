@@ -149,7 +149,7 @@ def tokens_of(items) -> int:
         ([8192] * 8, 1.06),
         ([2048] * 64, 1.06),
         ([4096] * 256, 1.02),
-        ([100 + (i * 7919) % 1948 for i in range(128)], 1.06),
+        ([100 + (i * 7919) % 1948 for i in range(128)], 1.13),  # a last split counts as a whole one
     ],
 )
 def test_balance(lengths: list[int], limit: float) -> None:
