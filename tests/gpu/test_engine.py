@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from stoker.config import EngineConfig
 from stoker.engine.engine import Engine
 from stoker.sampling_params import SamplingParams
@@ -58,7 +59,9 @@ def golden(
 def test_float32_tokens_equal_transformers(golden: Any, way: str) -> None:
     """Protects the GPU's whole path: upload, padding, staged changes, graphs, seats, downloads."""
     folder, prompts, reference = golden
-    agreement = checkpoints.compare(reference, run(folder, prompts, device="cuda", dtype="float32", **WAYS[way]))
+    agreement = checkpoints.compare(
+        reference, run(folder, prompts, device="cuda", dtype="float32", **WAYS[way])
+    )
     assert agreement.wrong == 0, agreement
     assert agreement.near_ties <= 3, agreement
 
@@ -82,7 +85,12 @@ def test_logprobs_come_with_the_tokens(golden: Any) -> None:
     answers = []
     for device in ("cpu", "cuda"):
         config = EngineConfig(
-            str(folder), device=device, dtype="float32", max_num_seqs=8, max_model_len=700, num_kv_blocks=AMPLE
+            str(folder),
+            device=device,
+            dtype="float32",
+            max_num_seqs=8,
+            max_model_len=700,
+            num_kv_blocks=AMPLE,
         )
         with Engine(config) as engine:
             for i, prompt in enumerate(prompts[:8]):
@@ -101,8 +109,7 @@ def test_logprobs_come_with_the_tokens(golden: Any) -> None:
                 for output in engine.step():
                     assert output.finish_reason in (None, "length"), output.message
                     got.setdefault(output.rid, []).extend(output.new_token_ids)
-                    for entry in output.new_logprobs or []:
-                        values.append(entry.logprobs[0])
+                    values.extend(entry.logprobs[0] for entry in output.new_logprobs or [])
             answers.append((got, sorted(values)))
     (cpu, cpu_values), (gpu, gpu_values) = answers
     assert sum(cpu[rid] == gpu[rid] for rid in cpu) >= len(cpu) - 1
