@@ -1,4 +1,5 @@
-"""`stoker bench throughput` and `stoker bench latency`: what this machine does with a model, offline, on random token ids."""
+"""`stoker bench throughput | latency | phases | batching`: what this machine does with a model, offline, on random token
+ids."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The two measurements and their sizes."""
     parser.add_argument(
-        "what", choices=("throughput", "latency"), help="many requests at once, or one batch again and again"
+        "what",
+        choices=("throughput", "latency", "phases", "batching"),
+        help="many requests at once; one batch again and again; prefill against decode; the batching modes",
     )
     parser.add_argument(
         "-m", "--model", default="stoker-demo", help="checkpoint folder or hub id (default: stoker-demo)"
@@ -60,6 +63,19 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
     if min(args.batch_size) < 1:
         raise ValueError(f"--batch-size {min(args.batch_size)}: must be at least 1")
+    if args.what == "batching":
+        from stoker.cli import bench_batching
+
+        return _report(
+            {
+                "what": args.what,
+                **_asked(args),
+                "results": bench_batching.measure(args),
+                "note": bench_batching.EXPLAINS,
+            },
+            args,
+        )
+    from stoker.cli import bench_phases
     from stoker.llm import LLM
     from stoker.sampling_params import SamplingParams
 
@@ -72,8 +88,17 @@ def run(args: argparse.Namespace) -> int:
         params = SamplingParams(temperature=0.0, max_tokens=args.output_len, ignore_eos=True)
         prompts = _Prompts(llm, args.input_len, args.seed)
         llm.generate(prompts.take(4), params, use_tqdm=False)  # the first steps of a process are slow
-        measure = _throughput if args.what == "throughput" else _latency
-        figures = {"what": args.what, **_setting(llm, args), "results": measure(llm, prompts, params, args)}
+        figures = {"what": args.what, **_setting(llm, args)}
+        if args.what == "phases":
+            figures["results"] = bench_phases.measure(llm, prompts.take, params, args)
+            figures["note"] = bench_phases.EXPLAINS
+        else:
+            measure = _throughput if args.what == "throughput" else _latency
+            figures["results"] = measure(llm, prompts, params, args)
+    return _report(figures, args)
+
+
+def _report(figures: dict[str, Any], args: argparse.Namespace) -> int:
     text = json.dumps(figures, indent=2)
     if args.json == "-":
         print(text)
@@ -146,11 +171,13 @@ def _latency(
 
 def _setting(llm: LLM, args: argparse.Namespace) -> dict[str, Any]:
     config = llm.engine.model_config
+    return {"layers": config.num_hidden_layers, "hidden_size": config.hidden_size, **_asked(args)}
+
+
+def _asked(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "command": "stoker " + " ".join(sys.argv[1:]),
         "model": args.model,
-        "layers": config.num_hidden_layers,
-        "hidden_size": config.hidden_size,
         "input_len": args.input_len,
         "output_len": args.output_len,
         "engine_options": engine_options(args),
@@ -165,18 +192,25 @@ def _show(figures: dict[str, Any]) -> None:
     console.print(
         f"{figures['what']} of {figures['model']}: prompts of {figures['input_len']} tokens, answers of {figures['output_len']}"
     )
+    results = figures["results"]
+    names = list(results[0])
+    cells = [[_shown(row[name]) for name in names] for row in results]
+    heads = [name.replace("_", " ") for name in names]
     table = Table()
-    for name in figures["results"][0]:
-        table.add_column(name.replace("_", " "), justify="right")
-    for row in figures["results"]:
-        table.add_row(
-            *(
-                f"{value:,}"
-                if isinstance(value, int)
-                else f"{value:,.4g}"
-                if value < 100
-                else f"{value:,.0f}"
-                for value in row.values()
-            )
-        )
+    lines = [heads, *cells]
+    if len(names) > 8:  # too wide: a row for each figure
+        lines = [list(line) for line in zip(*lines, strict=True)]
+        table = Table(box=None, padding=(0, 1))
+    for head in lines[0]:
+        table.add_column(head, justify="right")
+    for line in lines[1:]:
+        table.add_row(*line)
     console.print(table)
+    if "note" in figures:
+        console.print(figures["note"], style="dim")
+
+
+def _shown(value: float | str) -> str:
+    if isinstance(value, int | str):
+        return f"{value:,}" if isinstance(value, int) else value
+    return f"{value:,.4g}" if value < 100 else f"{value:,.0f}"

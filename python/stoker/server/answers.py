@@ -115,6 +115,9 @@ class Answers:
         if news.account is not None:
             self.accounts.append(news.account)
             self._metrics.account(news.account, news.finish_reason or "abort")
+            if len(self.accounts) == 1:  # n answers share one prompt
+                self._metrics.prompt_tokens.inc(self.num_prompt_tokens)
+                self._metrics.cached_tokens.inc(self.num_cached_tokens)
         index = news.index
         if self._ended[index]:
             return None  # tokens that were in flight when a stop string ended the answer
