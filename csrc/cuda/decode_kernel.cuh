@@ -589,34 +589,69 @@ __global__ void __launch_bounds__(Tr::kThreads)
       if (arrived != segment.num_splits) continue;
       __threadfence();
       if (threadIdx.x == 0) p.counters[segment.partial] = 0;
+      const int slot_words = slot_heads * (Tr::D + 4);
+      if (!more) {
+        // Nothing more is coming: the rings are free to take many partial results at once.
+        ptx::cp_async_wait<0>();
+        __syncthreads();
+        const float* from = p.workspace + int64_t(segment.partial) * slot_words;
+        const float* held = reinterpret_cast<const float*>(shared);
+        const int held_splits = Tr::ring_bytes() / (slot_words * 4);
+        for (int first = 0; first < segment.num_splits; first += held_splits) {
+          const int count = min(held_splits, segment.num_splits - first);
+          for (int v = threadIdx.x; v < count * slot_words / 4; v += Tr::kThreads)
+            ptx::cp_async16(ptx::shared_address(shared) + v * 16,
+                            from + int64_t(first) * slot_words + v * 4);
+          ptx::cp_async_commit();
+          ptx::cp_async_wait<0>();
+          __syncthreads();
 #pragma unroll
-      for (int i = 0; i < Tr::kOwned; ++i) {
-        const int owned = threadIdx.x + i * Tr::kThreads;
-        if (owned >= heads * Tr::kVectors) break;
-        const int head = owned / Tr::kVectors, vector = owned % Tr::kVectors;
-        const float* slot = p.workspace + int64_t(segment.partial) * (slot_heads * (Tr::D + 4)) +
-                            head * (Tr::D + 4);
-        const int64_t step = slot_heads * (Tr::D + 4);
-        constexpr int kAhead = 4;
-        for (int first = 0; first < segment.num_splits; first += kAhead) {
-          Sum piece[kAhead];
-#pragma unroll
-          for (int a = 0; a < kAhead; ++a) {
-            if (first + a >= segment.num_splits) continue;
-            piece[a].values =
-                __ldcg(reinterpret_cast<const float4*>(slot + (first + a) * step) + vector);
-            const float2 t =
-                __ldcg(reinterpret_cast<const float2*>(slot + (first + a) * step + Tr::D));
-            piece[a].max = t.x;
-            piece[a].sum = t.y;
+          for (int i = 0; i < Tr::kOwned; ++i) {
+            const int owned = threadIdx.x + i * Tr::kThreads;
+            if (owned >= heads * Tr::kVectors) break;
+            const float* slot = held + owned / Tr::kVectors * (Tr::D + 4);
+            const int vector = owned % Tr::kVectors;
+            for (int s = 0; s < count; ++s, slot += slot_words) {
+              const float2 t = *reinterpret_cast<const float2*>(slot + Tr::D);
+              const Sum piece{t.x, t.y, *reinterpret_cast<const float4*>(slot + 4 * vector)};
+              if (first + s == 0)
+                total[i] = piece;
+              else
+                append(total[i], piece);
+            }
           }
+          __syncthreads();
+        }
+      } else {
 #pragma unroll
-          for (int a = 0; a < kAhead; ++a) {
-            if (first + a >= segment.num_splits) continue;
-            if (first + a == 0)
-              total[i] = piece[a];
-            else
-              append(total[i], piece[a]);
+        for (int i = 0; i < Tr::kOwned; ++i) {
+          const int owned = threadIdx.x + i * Tr::kThreads;
+          if (owned >= heads * Tr::kVectors) break;
+          const int head = owned / Tr::kVectors, vector = owned % Tr::kVectors;
+          const float* slot = p.workspace + int64_t(segment.partial) * (slot_heads * (Tr::D + 4)) +
+                              head * (Tr::D + 4);
+          const int64_t step = slot_heads * (Tr::D + 4);
+          constexpr int kAhead = 4;
+          for (int first = 0; first < segment.num_splits; first += kAhead) {
+            Sum piece[kAhead];
+#pragma unroll
+            for (int a = 0; a < kAhead; ++a) {
+              if (first + a >= segment.num_splits) continue;
+              piece[a].values =
+                  __ldcg(reinterpret_cast<const float4*>(slot + (first + a) * step) + vector);
+              const float2 t =
+                  __ldcg(reinterpret_cast<const float2*>(slot + (first + a) * step + Tr::D));
+              piece[a].max = t.x;
+              piece[a].sum = t.y;
+            }
+#pragma unroll
+            for (int a = 0; a < kAhead; ++a) {
+              if (first + a >= segment.num_splits) continue;
+              if (first + a == 0)
+                total[i] = piece[a];
+              else
+                append(total[i], piece[a]);
+            }
           }
         }
       }
