@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import httpx
@@ -186,3 +187,6 @@ def test_request_ids_are_echoed_and_metrics_count(http: httpx.Client) -> None:
     assert 'stoker_http_requests_total{code="200",path="/v1/completions"}' in text
     assert "stoker_time_to_first_token_seconds_bucket" in text
     assert "stoker_engine_num_running" in text
+    counted = re.search(r"^stoker_prompt_tokens_total (\S+)", text, re.MULTILINE)
+    assert counted is not None
+    assert float(counted[1]) >= 1

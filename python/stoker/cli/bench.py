@@ -211,6 +211,8 @@ def _show(figures: dict[str, Any]) -> None:
 
 
 def _shown(value: float | str) -> str:
-    if isinstance(value, int | str):
-        return f"{value:,}" if isinstance(value, int) else value
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int):
+        return f"{value:,}"
     return f"{value:,.4g}" if value < 100 else f"{value:,.0f}"

@@ -50,7 +50,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
                 found[mode].append(summary(recorded.trace))
 
     def middle(mode: str, name: str, scale: float = 1.0) -> float:
-        return scale * statistics.median(getattr(run, name) for run in found[mode])
+        return scale * float(statistics.median(getattr(run, name) for run in found[mode]))
 
     base = middle("static", "tokens_per_second")
     return [

@@ -80,10 +80,14 @@ def _extent(trace: Trace, x: str) -> float:
     return float(len(trace.steps)) if x == "step" else trace.seconds
 
 
+def _span(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 0.1 else f"{1e3 * seconds:.2f} ms"
+
+
 def _draw(axis: Axes, trace: Trace, lanes: list[_Lane], title: str, rows: str, x: str) -> None:
     found = summary(trace)
     axis.set_title(
-        f"{title}: {found.num_reqs} requests in {found.seconds:.2f} s and {found.num_steps} steps, "
+        f"{title}: {found.num_reqs} requests in {_span(found.seconds)} and {found.num_steps} steps, "
         f"{found.tokens_per_second:,.0f} tokens/s, seats in use {100 * found.seats_in_use:.0f}%"
     )
     for y, lane in enumerate(lanes):
