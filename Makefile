@@ -44,8 +44,9 @@ prove: build  ## the long forms: many workloads, planted bugs, sanitizers, soaks
 	PYTHON=$(BIN)/python tools/prove.sh
 
 .PHONY: bench
-bench: build  ## the benchmarks that this machine can run
+bench: build  ## the benchmarks that this machine can run: scheduler, CPU ops, the engine beside transformers
 	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only
+	$(BIN)/python benchmarks/engine_cpu.py
 
 .PHONY: sanitize
 sanitize: venv  ## the core under AddressSanitizer and UBSan, the loop under ThreadSanitizer
