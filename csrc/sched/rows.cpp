@@ -1,6 +1,7 @@
 // The rows of a step: decodes, the prompts under way, and how each is written into the buffer.
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 #include "base/check.h"
 #include "base/planted_bugs.h"
@@ -285,9 +286,11 @@ bool Scheduler::finish_step() {
     // Nothing to launch. Table changes that were due stay due.
     late_changes_.assign(at_.changes, at_.changes + at_.table_changes);
     if (num_running_ == 0 && steps_in_flight() == 0) ratio_.reset();
+    preempted_unlaunched_ += stats_.num_preempted;  // the next step that is launched tells of them
     return false;
   }
   if (stats_.num_preempted == 0) ratio_.decay();
+  stats_.num_preempted += std::exchange(preempted_unlaunched_, 0);
   step_->num_outs = at_.outs;
   step_->num_sampled = at_.sampled;
   BatchHeader& header = out_.header();

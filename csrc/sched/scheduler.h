@@ -347,6 +347,7 @@ class Scheduler {
   StepEvents events_, told_;
   int64_t events_taken_ = 0;
   StepStats stats_;
+  int32_t preempted_unlaunched_ = 0;  // by calls of schedule() that then had nothing to launch
 };
 
 }  // namespace stoker
