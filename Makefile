@@ -68,7 +68,8 @@ format: venv  ## format everything in place
 
 .PHONY: wheel
 wheel: venv  ## build dist/stoker-*.whl
-	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) $(BIN)/python -m build --wheel
+	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) STOKER_WERROR=ON $(BIN)/python -m pip wheel -q --no-build-isolation --no-deps \
+	  -C build-dir=build/editable -w dist .
 
 # Builds the modules straight into python/stoker, for work with PYTHONPATH=python and without an install.
 BUILD ?= build/dev
