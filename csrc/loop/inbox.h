@@ -29,11 +29,11 @@ class Inbox {
     out.clear();
     const std::lock_guard lock(mutex_);
     std::swap(out, messages_);
-    interrupted_ = false;
   }
 
-  // Sleeps until there is a message, interrupt() was called since the last drain, or the time is
-  // over (negative: never).
+  // Sleeps until there is a message, the time is over (negative: never), or interrupt() was called
+  // since the last sleep. A drain in between does not undo an interrupt: whoever stops the loop may
+  // come between the loop's look at its stop flag and its turn.
   void sleep(TimeNs timeout_ns) {
     std::unique_lock lock(mutex_);
     const auto awake = [this] { return interrupted_ || !messages_.empty(); };
@@ -42,6 +42,7 @@ class Inbox {
     } else {
       changed_.wait_for(lock, std::chrono::nanoseconds(timeout_ns), awake);
     }
+    interrupted_ = false;
   }
 
   void interrupt() {

@@ -209,10 +209,25 @@ void next_step_is_scheduled_before_this_one_ends() {
   expect(all[1].began < all[0].committed, "step 2 was scheduled before step 1 ended");
 }
 
+// stop() may interrupt between the loop's look at its flag and its turn, whose drain then comes
+// before its sleep: once that sleep had no end.
+void an_interrupt_outlives_a_drain() {
+  Inbox<int> inbox;
+  std::vector<int> out;
+  inbox.interrupt();
+  inbox.drain(out);
+  inbox.sleep(-1);
+  inbox.push(7);
+  inbox.sleep(-1);
+  inbox.drain(out);
+  expect(out.size() == 1, "a message ends the next sleep and is there");
+}
+
 }  // namespace
 }  // namespace stoker::test
 
 int main() {
+  stoker::test::an_interrupt_outlives_a_drain();
   stoker::test::next_step_is_scheduled_before_this_one_ends();
   stoker::test::callers_and_consumer();
   stoker::test::stop_and_go_on();
