@@ -27,7 +27,8 @@ void BlockPool::revive(BlockId, Block& block) {
     --counts_cached_;
   } else {
     check(block.state == State::draining, "only cached or draining blocks come back");
-    --counts_draining_;  // its place in draining_ is skipped when it comes up
+    --counts_draining_;
+    ++block.drains;  // its place in draining_ is void: it would settle before its child does
   }
   block.state = State::used;
   ++counts_used_;
@@ -39,7 +40,8 @@ void BlockPool::settle_or_drain(BlockId b, Block& block) {
     block.state = State::draining;
     ++counts_draining_;
     if (block.busy_until > committed_) {
-      draining_[static_cast<size_t>(block.busy_until) % draining_.size()].push_back(b);
+      draining_[static_cast<size_t>(block.busy_until) % draining_.size()].push_back(
+          {b, ++block.drains});
     }
   } else {
     settle(b, block);
@@ -60,9 +62,10 @@ void BlockPool::settle(BlockId b, Block& block) {
 void BlockPool::committed(BatchId step) {
   committed_ = step;
   auto& bucket = draining_[static_cast<size_t>(step) % draining_.size()];
-  for (const BlockId b : bucket) {
+  for (const auto& [b, drains] : bucket) {
     Block& block = blocks_[static_cast<size_t>(b)];
-    if (block.state != State::draining || block.busy_until > step || block.transfers > 0) continue;
+    if (block.state != State::draining || block.drains != drains) continue;
+    if (block.busy_until > step || block.transfers > 0) continue;
     --counts_draining_;
     settle(b, block);
   }

@@ -107,7 +107,8 @@ class BlockPool {
     EntryId entry = kNoEntry;
     BlockId prev = kNullBlock, next = kNullBlock;  // in the eviction order, while cached
     BatchId busy_until = 0;
-    ReqId owner = -1;  // who took it last
+    ReqId owner = -1;     // who took it last
+    uint32_t drains = 0;  // tells its place in draining_ from those that came to nothing
     int16_t transfers = 0;
     State state = State::free;
     int8_t level = 0;
@@ -128,7 +129,11 @@ class BlockPool {
   int32_t counts_used_ = 0, counts_cached_ = 0, counts_draining_ = 0;
   BatchId committed_ = 0;
   // Blocks that drain until a step, by step modulo the ring.
-  std::array<std::vector<BlockId>, kMaxOverlapDepth + 1> draining_;
+  struct Draining {
+    BlockId block;
+    uint32_t drains;
+  };
+  std::array<std::vector<Draining>, kMaxOverlapDepth + 1> draining_;
 };
 
 }  // namespace stoker

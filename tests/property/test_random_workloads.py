@@ -31,6 +31,14 @@ def test_short_on_threads(native_tests: Path) -> None:
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
 
+@pytest.mark.parametrize("seed", [200361])
+def test_seeds_that_once_failed(native_tests: Path, seed: int) -> None:
+    """200361: a block that drained, was used again and drained again settled at its first place, before the blocks that
+    build on it, and was evicted under them."""
+    done = run(native_tests / "random_workloads", "--first", str(seed), "--count", "1", "--threads")
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_long(native_tests: Path) -> None:
