@@ -25,7 +25,9 @@ def test_no_preemption_is_lost_from_the_count(depth: int) -> None:
             max_model_len=64,
             admission="greedy",
         )
-        device = ScriptedExecutor(groups=[FakeGroup(block_size=4, num_blocks=num_blocks)], overlap_depth=depth)
+        device = ScriptedExecutor(
+            groups=[FakeGroup(block_size=4, num_blocks=num_blocks)], overlap_depth=depth
+        )
         loop, rng = EngineLoop(config, device), Random(num_blocks)
         for i in range(24):
             prompt = [rng.randrange(100) for _ in range(rng.randint(1, 30))]
