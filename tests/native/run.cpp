@@ -357,6 +357,7 @@ std::vector<std::string> run_on_threads(const Workload& workload) {
     if (loop.outbox().wait(out, 1000000000)) heard.push_back(out);
   }
   loop.stop();
+  worker.stop();  // after a fatal step it may still run what nobody collects
   loop.outbox().poll(out);
   heard.push_back(out);
   for (size_t i = 0; i < w.reqs.size(); ++i) {
