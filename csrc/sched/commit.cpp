@@ -82,16 +82,18 @@ void Scheduler::check_result(const StepRecord& step, const ResultView& result) c
 
 void Scheduler::commit_rows(StepRecord& step, const ResultView& result) {
   int32_t sampled = 0;
+  const bool one_token_each = result.full == nullptr ||
+                              (result.full->row_indptr.empty() && result.full->row_status.empty());
   for (const RowRecord& row : step.rows) {
     Req& req = *row.req;
     // Nearly every row: a running req that only its length can end gets its one token.
-    if (result.full == nullptr && row.num_outs == 1 && row.samples && row.epoch == req.epoch &&
-        req.state == ReqState::running && !req.stops && req.answered && config_.vocab_size == 0) {
+    if (one_token_each && row.num_outs == 1 && row.samples && row.epoch == req.epoch &&
+        req.state == ReqState::running && !req.stops && req.answered) {
       --req.rows_in_flight;
       req.committed = row.kv_end;
       if (req.committed >= req.publish_at) publish(req, req.committed, step.batch_id);
       const Token token = result.tokens[static_cast<size_t>(sampled++)];
-      if (token >= 0) {
+      if (token >= 0 && (config_.vocab_size == 0 || token < config_.vocab_size)) {
         req.tokens.push_back(token);
         const int32_t known = req.known();
         if (req.known_ahead == known) req.last_token = token;
