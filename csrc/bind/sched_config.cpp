@@ -1,6 +1,7 @@
 // Binds SchedulerConfig and KVGroup: keyword arguments in, attributes out.
 #include <pybind11/stl.h>
 
+#include "bind/keywords.h"
 #include "bind/sched.h"
 #include "sched/config.h"
 
@@ -8,21 +9,6 @@ namespace py = pybind11;
 
 namespace stoker {
 namespace {
-
-// Sets attributes from keywords; a name that does not exist is a TypeError, as for any Python call.
-template <typename T>
-std::unique_ptr<T> from_keywords(const char* what, const py::type& type, const py::kwargs& given) {
-  auto made = std::make_unique<T>();
-  const py::object self = py::cast(made.get(), py::return_value_policy::reference);
-  for (const auto& [key, value] : given) {
-    if (!py::hasattr(type, key)) {
-      throw py::type_error(std::string(what) + " has no field '" +
-                           py::str(key).cast<std::string>() + "'");
-    }
-    py::setattr(self, key, value);
-  }
-  return made;
-}
 
 template <typename Class, typename Enum>
 void named(py::class_<Class>& c, const char* field, Enum Class::* member,

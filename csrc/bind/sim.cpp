@@ -1,4 +1,4 @@
-// stoker._core.sim: executors that only pretend.
+// stoker._core.sim: executors that only pretend, and the simulator.
 #include "sim/scripted_executor.h"
 
 #include <pybind11/pybind11.h>
@@ -10,6 +10,8 @@ namespace py = pybind11;
 using sim::FakeGroup;
 using sim::ScriptedConfig;
 using sim::ScriptedExecutor;
+
+void register_simulation(py::module_& m);  // sim_simulation.cpp
 
 namespace {
 
@@ -73,6 +75,7 @@ void register_sim(py::module_& core) {
       .def_property_readonly("num_steps", &ScriptedExecutor::num_steps)
       .def_property_readonly("num_tokens", &ScriptedExecutor::num_tokens)
       .def_property_readonly("device_time_ns", &ScriptedExecutor::device_time);
+  register_simulation(m);
 }
 
 }  // namespace stoker

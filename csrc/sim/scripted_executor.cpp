@@ -116,7 +116,6 @@ void ScriptedExecutor::execute(Step& step) {
     kv_->violate("buffer changed in flight", text("batch", step.batch_id));
   }
   ++steps_;
-  context_read_ = tokens_moved_ = 0;
   const bool fatal = step.batch_id == config_.fatal_step;
   const bool failing = fatal || contains(config_.failing_steps, step.batch_id);
   if (!sane(batch)) {
@@ -125,10 +124,7 @@ void ScriptedExecutor::execute(Step& step) {
     return;
   }
   apply_changes(batch);
-  for (const Transfer& t : batch.used<Transfer>(Section::transfers)) {
-    kv_->begin_transfer(t);
-    if (t.source_tier != t.destination_tier) tokens_moved_ += kv_->group(t.group).block_size;
-  }
+  for (const Transfer& t : batch.used<Transfer>(Section::transfers)) kv_->begin_transfer(t);
   write_rows(batch, failing);
   if (failing) {
     failed_rows_ += std::max(batch.header().num_rows, batch.header().num_outs);
@@ -142,7 +138,7 @@ void ScriptedExecutor::execute(Step& step) {
   kv_->complete_transfers(step.batch_id, config_.max_transfer_delay,
                           batch.header().num_tokens == 0);
   tokens_ += batch.header().num_tokens;
-  result.device_time = config_.cost.step(batch.header().num_tokens, context_read_, tokens_moved_);
+  result.device_time = config_.cost.time(count_work(batch, 0, 0), 0);
   device_time_ += result.device_time;
 }
 
@@ -314,7 +310,6 @@ void ScriptedExecutor::read_rows(const BatchBuffer& batch, StepResult& result) {
     result.logprob_ranks.resize(out_token.size(), 0);
   }
   for (size_t r = 0; r < read.size(); ++r) {
-    context_read_ += kv_len[r];
     if (read[r] || !config_.read_all_rows) continue;
     // Taint travels with the KV: what was computed from a worthless context is worthless.
     if (!context(row_seat[r], kv_len[r]).sound) seat(row_seat[r]).tainted = true;

@@ -100,7 +100,6 @@ class ScriptedExecutor final : public Executor {
   BatchId last_launched_ = 0;
   BatchId last_launched_sample_ = 0;
   int64_t steps_ = 0, tokens_ = 0, failed_rows_ = 0, sampled_ = 0;
-  int64_t context_read_ = 0, tokens_moved_ = 0;  // of the step that executes
   TimeNs device_time_ = 0;
 };
 

@@ -1,0 +1,115 @@
+"""Cost models: the roofline stands on measured steps, a fit finds back what a trace was made with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stoker._core.sim import CostModel
+from stoker.cli.simulate_options import read_model
+from stoker.sim import Device, Setting, cost_from_file, kv_blocks, roofline, synthetic
+from stoker.sim.cost import cost_dict
+from stoker.sim.fit import fit
+from stoker.sim.run import finish, prepare
+from stoker.viz.trace import Trace
+
+# Decode steps of this engine on one H200, prompts of 512 and 129 new tokens: benchmarks/results/gpu_e2e.md, workload D. ms.
+MEASURED = {
+    "qwen3-0.6b": {1: 1.31, 8: 1.44, 32: 1.93, 64: 2.45, 128: 3.48, 256: 5.79},
+    "llama-3.1-8b": {1: 4.72, 8: 4.88, 32: 5.49, 64: 6.16, 128: 7.91, 256: 12.32},
+}
+
+
+@pytest.mark.parametrize("name", list(MEASURED))
+def test_the_roofline_of_an_h200_stands_on_measured_steps(name: str) -> None:
+    """Within 15% at every batch size, 8% in the mean."""
+    cost = roofline(read_model(name), Device.find("h200"))
+    errors = []
+    for batch, ms in MEASURED[name].items():
+        modelled = cost.device_ns(rows=batch, tokens=batch, sampled=batch, decode_kv=batch * (512 + 65)) / 1e6
+        errors.append(abs(modelled / ms - 1))
+    assert max(errors) < 0.15
+    assert sum(errors) / len(errors) < 0.08
+
+
+def test_a_bigger_device_is_never_slower() -> None:
+    """And holds more KV."""
+    model = read_model("llama-3.1-8b")
+    sizes = {"rows": 64, "tokens": 575, "chunk_rows": 1, "chunk_tokens": 512, "sampled": 64}
+    work = {**sizes, "decode_kv": 64_000, "chunk_kv": 2048, "scores": 500_000}
+    order = ("h200", "h100", "a100", "l40s")
+    times = [roofline(model, Device.find(name)).device_ns(**work) for name in order]
+    assert times == sorted(times)
+    blocks = [kv_blocks(model, Device.find(name)) for name in ("h200", "h100", "l40s")]
+    assert blocks == sorted(blocks, reverse=True)
+    with pytest.raises(ValueError, match="GiB of weights leave no room for KV"):
+        kv_blocks(read_model("llama-3.1-70b"), Device.find("4090"))
+
+
+def test_a_device_of_ones_own(tmp_path: Path) -> None:
+    """A JSON file with the table's columns; what is missing or unknown is named."""
+    row = {**Device.find("a100").peaks._asdict(), "memory_gib": 40}
+    path = tmp_path / "a100-40g.json"
+    path.write_text(json.dumps(row))
+    assert Device.find(str(path)).peaks.memory_gib == 40
+    path.write_text(json.dumps({"tflops": 1}))
+    with pytest.raises(ValueError, match="must hold tflops, gb_per_s"):
+        Device.find(str(path))
+    with pytest.raises(ValueError, match="device 'h300' is not known; allowed are h200"):
+        Device.find("h300")
+
+
+def recorded(cost: CostModel, rate: float, seed: int) -> Trace:
+    requests = synthetic(
+        num_reqs=600, rate=rate, prompt_len="loguniform:8:300", output_len="uniform:1:60", seed=seed
+    )
+    engine = {"num_blocks": 513, "max_num_seqs": 32, "max_num_batched_tokens": 256, "max_model_len": 1024}
+    simulation = prepare(Setting(cost, engine, seed=seed), requests, record=True)
+    finish(simulation)
+    return Trace.from_recording(simulation.take_recording(), {"config": engine})
+
+
+def test_a_fit_finds_back_what_a_trace_was_made_with() -> None:
+    """From one rate it predicts the steps of another; noise keeps its spread and moves no mean."""
+    true = CostModel(step=9e5, token=2e4, row=5e4, decode_kv=150.0, score=20.0, chunk_token=5e3)
+    found = fit(recorded(true, 30.0, 1).steps, noise=False).cost
+    for work in (
+        {"rows": 1, "tokens": 1, "sampled": 1, "decode_kv": 40.0},
+        {"rows": 30, "tokens": 30, "sampled": 30, "decode_kv": 6000.0},
+        {
+            "rows": 4,
+            "chunk_rows": 1,
+            "tokens": 203,
+            "chunk_tokens": 200,
+            "sampled": 4,
+            "decode_kv": 300.0,
+            "scores": 20_000.0,
+        },
+    ):
+        assert found.device_ns(**work) == pytest.approx(true.device_ns(**work), rel=0.02)  # type: ignore[arg-type]
+    noisy = CostModel(**{**cost_dict(true), "noise": [0.7, 0.9, 1.0, 1.1, 1.8]})
+    trace = recorded(noisy, 30.0, 2)
+    again = fit(trace.steps)
+    mean = sum(again.cost.noise) / len(again.cost.noise)
+    assert again.cost.device_ns(rows=8, tokens=8, sampled=8, decode_kv=1e3) * mean == pytest.approx(
+        true.device_ns(rows=8, tokens=8, sampled=8, decode_kv=1e3) * 1.0625, rel=0.05
+    )
+
+
+def test_a_fit_needs_steps_and_a_cost_file_needs_sense(tmp_path: Path) -> None:
+    """Errors name the file and what is wrong."""
+    with pytest.raises(ValueError, match="holds 3 steps; at least 50"):
+        fit(recorded(CostModel(), 30.0, 1).steps[:3])
+    path = tmp_path / "cost.json"
+    for text, says in (
+        ("{", "not readable as JSON"),
+        ('{"cost_model": {"speed": 1}}', "'speed' is no coefficient"),
+        ('{"cost_model": {"step": -1}}', "step must be 0 or more"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=f"{path}.*{says}"):
+            cost_from_file(path)
+    path.write_text(json.dumps({"cost_model": cost_dict(CostModel(step=5.0))}))
+    assert cost_from_file(path).step == 5.0
