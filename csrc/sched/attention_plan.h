@@ -100,37 +100,58 @@ class AttentionPlanner {
 
  private:
   struct Row {
-    int32_t row, seat, kv_begin, kv_len, num_splits, split_shift;
-    int64_t units;
-    int64_t cost;  // of all of them, in tokens
+    int32_t row, seat, kv_len, num_splits, split_shift;
+    int64_t cost;  // of all its units, in tokens
+    // What decides which units there are: kv_len alone may change from step to step.
+    bool same_units(const Row& other) const {
+      return row == other.row && seat == other.seat && num_splits == other.num_splits &&
+             split_shift == other.split_shift;
+    }
   };
   struct Piece {
-    int32_t worker;
-    bool shared;  // some head of it is cut
     DecodeWork work;
+    int32_t worker;
+    int32_t place;  // in the list
+  };
+  // Workers before `end` (and from the run before on) with equal load, in tokens.
+  struct Run {
+    int32_t end;
+    int64_t load;
+  };
+  struct Count {
+    int32_t all, shared;  // pieces of a worker; shared: of a head that is cut
   };
 
+  bool survey(std::span<const int32_t> row_seat, std::span<const int32_t> row_kv_len,
+              int32_t num_decode_rows);
   bool assign(int32_t max_pieces, int32_t max_slots, bool by_length);
   void deal(size_t row_begin, size_t row_end);
   void deal_in_order();
-  void add_pieces(int32_t worker, int64_t count);
-  int32_t place(std::span<AttentionWork> work, std::span<int32_t> work_indptr);
+  void add_pieces(int32_t worker, int32_t count);
+  int32_t units_of(const Row& row) const { return row.num_splits * geometry_.num_decode_heads; }
+  int32_t kv_begin_of(int32_t kv_len) const {
+    return geometry_.window > 0 && kv_len > geometry_.window ? kv_len - geometry_.window : 0;
+  }
+  void find_places();
   int32_t plan_prefill(std::span<const int32_t> row_indptr, std::span<const int32_t> row_kv_len,
                        int32_t num_decode_rows, std::span<AttentionWork> work, int32_t begin,
                        int32_t* num_slots);
 
   AttentionGeometry geometry_;
-  std::vector<Row> rows_;
-  std::vector<int64_t> load_;  // of each worker, in tokens
+  std::vector<Row> rows_;   // in the batch's order; kept until the next step
+  std::vector<Row> dealt_;  // the same, longest splits first
+  std::vector<Run> runs_, next_runs_;
   std::vector<Piece> pieces_;
-  std::vector<int32_t> next_;
-  std::vector<int32_t> order_;  // of prefill rows
+  std::vector<Count> counts_;    // by worker
+  std::vector<int32_t> indptr_;  // by worker: see plan()
+  std::vector<int32_t> idle_;    // workers without a piece
+  std::vector<int32_t> order_;   // of prefill rows
   int64_t total_ = 0;
-  int32_t num_slots_ = 0;
-  // Where dealing stands: a row of rows_, its next unit, and the slots of the head that the last
-  // piece cut.
+  int32_t num_pieces_ = 0, num_slots_ = 0;
+  // Where dealing stands: a row of dealt_, its next unit, that unit's split, and the slots of the
+  // head that the last piece cut.
   size_t at_row_ = 0;
-  int64_t at_unit_ = 0;
+  int32_t at_unit_ = 0, at_split_ = 0;
   int32_t open_slots_ = -1;
 };
 

@@ -1,5 +1,7 @@
 // The way back: tokens, ends, publication, and what a failed step takes with it.
 #include <algorithm>
+#include <memory>
+#include <numeric>
 
 #include "base/check.h"
 #include "base/planted_bugs.h"
@@ -81,32 +83,65 @@ void Scheduler::check_result(const StepRecord& step, const ResultView& result) c
 }
 
 void Scheduler::commit_rows(StepRecord& step, const ResultView& result) {
-  int32_t sampled = 0;
   const bool one_token_each = result.full == nullptr ||
                               (result.full->row_indptr.empty() && result.full->row_status.empty());
-  for (const RowRecord& row : step.rows) {
+  const std::vector<RowRecord>& rows = step.rows;
+  size_t sampled = 0;
+  size_t told = 0;  // rows before this one are in the events
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const RowRecord& row = rows[i];
     Req& req = *row.req;
-    // Nearly every row: a running req that only its length can end gets its one token.
+    if (i + kPrefetch < rows.size()) {
+      const Req* const ahead = rows[i + kPrefetch].req;
+      __builtin_prefetch(ahead, 1);
+      __builtin_prefetch(&ahead->tokens, 1);
+      __builtin_prefetch(std::to_address(rows[i + kPrefetch / 2].req->tokens.end()), 1);
+    }
+    // Nearly every row: a running req gets its one token and goes on.
     if (one_token_each && row.num_outs == 1 && row.samples && row.epoch == req.epoch &&
-        req.state == ReqState::running && !req.stops && req.answered) {
-      --req.rows_in_flight;
-      req.committed = row.kv_end;
-      if (req.committed >= req.publish_at) publish(req, req.committed, step.batch_id);
-      const Token token = result.tokens[static_cast<size_t>(sampled++)];
-      if (token >= 0 && (config_.vocab_size == 0 || token < config_.vocab_size)) {
+        req.state == ReqState::running && req.answered) {
+      const Token token = result.tokens[sampled];
+      if (token >= 0 && (config_.vocab_size == 0 || token < config_.vocab_size) &&
+          !(req.stops && is_stop(req, token))) {
+        ++sampled;
+        --req.rows_in_flight;
+        req.committed = row.kv_end;
+        if (req.committed >= req.publish_at) publish(req, req.committed, step.batch_id);
         req.tokens.push_back(token);
         const int32_t known = req.known();
         if (req.known_ahead == known) req.last_token = token;
-        tell(req, {&token, 1}, row.out_begin);
-        if (known >= req.length_limit) finish(req, FinishReason::length);
+        if (known < req.length_limit) continue;
+        tell_rows(step, told, i + 1, result.tokens.first(sampled));
+        told = i + 1;
+        finish(req, FinishReason::length);
         continue;
       }
-      ++req.rows_in_flight;
-      --sampled;
     }
-    commit_row(step, row, result, sampled);
+    tell_rows(step, told, i, result.tokens.first(sampled));
+    told = i + 1;
+    commit_row(step, row, result, static_cast<int32_t>(sampled));
     sampled += row.samples;
   }
+  tell_rows(step, told, rows.size(), result.tokens.first(sampled));
+}
+
+// Tells of the rows [begin, end), which got one token each: the last ones of `tokens`.
+void Scheduler::tell_rows(const StepRecord& step, size_t begin, size_t end,
+                          std::span<const Token> tokens) {
+  if (begin == end) return;
+  const size_t count = end - begin, at = events_.reqs.size();
+  events_.reqs.resize(at + count);
+  for (size_t i = 0; i < count; ++i) events_.reqs[at + i] = step.rows[begin + i].req->id;
+  const auto extend = [&](std::vector<int32_t>& list, int32_t first) {
+    const size_t from = list.size();
+    list.resize(from + count);
+    std::iota(list.begin() + static_cast<std::ptrdiff_t>(from), list.end(), first);
+  };
+  extend(events_.token_indptr, events_.token_indptr.back() + 1);
+  extend(events_.out_rows, step.rows[begin].out_begin);
+  events_.finish_reasons.resize(at + count, 0);
+  const auto mine = tokens.last(count);
+  events_.tokens.insert(events_.tokens.end(), mine.begin(), mine.end());
 }
 
 void Scheduler::commit_row(StepRecord& step, const RowRecord& row, const ResultView& result,
@@ -190,16 +225,20 @@ void Scheduler::append_tokens(Req& req, std::span<const Token> tokens, int32_t k
   set_tail(req);
 }
 
+// Whether `token` is one that ends the req.
+bool Scheduler::is_stop(const Req& req, Token token) const {
+  const auto among = [&](const std::vector<Token>& stops) {
+    return std::find(stops.begin(), stops.end(), token) != stops.end();
+  };
+  return (!req.params.ignore_eos && among(config_.eos_token_ids)) ||
+         among(req.params.stop_token_ids);
+}
+
 // Whether `token`, just appended, ends the req.
 FinishReason Scheduler::end_of(Req& req, Token token) const {
-  if (req.stops && req.num_outputs() >= req.params.min_tokens) {
-    const auto is = [&](const std::vector<Token>& stops) {
-      return std::find(stops.begin(), stops.end(), token) != stops.end();
-    };
-    if ((!req.params.ignore_eos && is(config_.eos_token_ids)) || is(req.params.stop_token_ids)) {
-      req.matched_stop = token;
-      return FinishReason::stop;
-    }
+  if (req.stops && req.num_outputs() >= req.params.min_tokens && is_stop(req, token)) {
+    req.matched_stop = token;
+    return FinishReason::stop;
   }
   return req.known() >= req.length_limit ? FinishReason::length : FinishReason::none;
 }

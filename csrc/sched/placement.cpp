@@ -154,10 +154,11 @@ void Scheduler::release_blocks(Req& req) {
 void Scheduler::publish(Req& req, int32_t num_tokens, BatchId pending) {
   if (!prefix_) return;
   const int32_t full = num_tokens / block_size_;
+  EntryId parent = req.published == 0 ? req.prefix_root : kNoEntry;
+  if (req.published > 0 && req.published < full)
+    parent = pools_[0].entry(req.tables[0][static_cast<size_t>(req.published - 1)]);
   while (req.published < full) {
     const int32_t i = req.published;
-    const EntryId parent =
-        i == 0 ? req.prefix_root : pools_[0].entry(req.tables[0][static_cast<size_t>(i - 1)]);
     check(parent != kNoEntry, "a published block is in the prefix cache");
     const Token* tokens =
         req.tokens.data() + static_cast<size_t>(i) * static_cast<size_t>(block_size_);
@@ -165,6 +166,7 @@ void Scheduler::publish(Req& req, int32_t num_tokens, BatchId pending) {
     if (there != kNoEntry) {
       if (!merge_duplicate(req, i, there)) break;  // tried again at commit
       prefix_->touch(there, false, req.priority);
+      parent = there;
     } else {
       for (GroupId g = 0; g < num_groups_; ++g) {
         scratch_blocks_[static_cast<size_t>(g)] =
@@ -174,6 +176,7 @@ void Scheduler::publish(Req& req, int32_t num_tokens, BatchId pending) {
       prefix_->touch(fresh, false, req.priority);
       if (pending > committed_)
         steps_[static_cast<size_t>(pending) % steps_.size()].published.push_back({fresh, req.id});
+      parent = fresh;
     }
     ++req.published;
   }

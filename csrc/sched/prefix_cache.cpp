@@ -279,9 +279,9 @@ void PrefixCache::evict_one(GroupId group) {
 }
 
 void PrefixCache::touch(EntryId e, bool hit, double priority) {
+  if (eviction_ == Eviction::lru) return;  // wants to know nothing
   Entry& entry = entries_[static_cast<size_t>(e)];
   entry.hits += hit;
-  if (eviction_ == Eviction::lru) return;
   const int32_t level = eviction_level(eviction_, entry.hits, priority);
   for (GroupId g = 0; g < num_groups_; ++g) {
     if (block(e, g) != kNullBlock) pools_[static_cast<size_t>(g)].raise_level(block(e, g), level);

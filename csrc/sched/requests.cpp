@@ -18,8 +18,8 @@ uint64_t mix_seed(uint64_t seed, uint64_t sequence) {
 }  // namespace
 
 int64_t Scheduler::blocks_for(GroupId group, int64_t tokens) const {
-  const int64_t size = config_.kv_groups[static_cast<size_t>(group)].block_size;
-  return (tokens + size - 1) / size;
+  const auto size = static_cast<uint32_t>(config_.kv_groups[static_cast<size_t>(group)].block_size);
+  return (static_cast<uint32_t>(tokens) + size - 1) / size;  // a 64-bit division costs thrice that
 }
 
 // The most blocks of a group that a req of this length ever holds at once.

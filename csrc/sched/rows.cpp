@@ -1,6 +1,7 @@
 // The rows of a step: decodes, the prompts under way, and how each is written into the buffer.
 #include <algorithm>
 #include <limits>
+#include <numeric>
 #include <utility>
 
 #include "base/check.h"
@@ -70,6 +71,7 @@ void Scheduler::survey_running() {
   size_t kept = 0;
   for (size_t i = 0; i < running_.size(); ++i) {
     Req* const req = running_[i];
+    if (i + kPrefetch < running_.size()) __builtin_prefetch(running_[i + kPrefetch]);
     if (req == nullptr) continue;
     if (kept != i) {
       running_[kept] = req;
@@ -104,7 +106,11 @@ void Scheduler::survey_running() {
 // 1. Every running req that can decode gets its one token.
 void Scheduler::plan_decodes() {
   make_room_for_decodes();
-  for (Req* const req : running_) {
+  const int32_t begin = at_.rows;
+  int32_t plain_from = begin;  // rows from here on are plain, and their output rows still to write
+  for (size_t i = 0; i < running_.size(); ++i) {
+    Req* const req = running_[i];
+    if (i + kPrefetch < running_.size()) __builtin_prefetch(running_[i + kPrefetch], 1);
     if (req == nullptr || req->known_ahead - req->computed != 1 ||
         req->known_ahead >= req->length_limit + planted(Bug::length_late))
       continue;
@@ -124,16 +130,25 @@ void Scheduler::plan_decodes() {
       set_tail(*req);
     }
     write_decode_row(*req);
+    if (req->plain) continue;
+    write_plain_outputs(plain_from, at_.rows - 1);
+    write_outputs(*req, at_.tokens - 1, 1);
+    plain_from = at_.rows;
   }
+  write_plain_outputs(plain_from, at_.rows);
+  std::iota(at_.row_indptr + begin + 1, at_.row_indptr + at_.rows + 1,
+            at_.tokens - at_.rows + begin + 1);
+  ledger_.tokens -= at_.rows - begin;
+  ledger_.rows -= at_.rows - begin;
   stats_.num_decode_rows = at_.rows;
   refresh_available();
 }
 
+// A row of one token, but for its output rows.
 void Scheduler::write_decode_row(Req& req) {
   const int32_t row = at_.rows++;
   const int32_t token = at_.tokens++;
   at_.row_seat[row] = req.seat;
-  at_.row_indptr[row + 1] = at_.tokens;
   at_.row_kv_len[row] = req.computed + 1 - planted(Bug::wrong_kv_len);
   at_.token_ids[token] = req.last_token - (planted(Bug::wrong_seat_ref) && req.last_token < 0);
   at_.positions[token] = req.computed;
@@ -152,21 +167,29 @@ void Scheduler::write_decode_row(Req& req) {
   req.last_step = next_batch_;
   step_->rows.push_back({&req, req.epoch, req.computed, at_.outs, 1, 0, true, false});
   if (req.plain) {
-    const int32_t o = at_.outs++;
-    at_.out_token[o] = token;
-    at_.out_seat[o] = req.seat;
-    at_.out_kind[o] = static_cast<int32_t>(OutKind::sample);
-    at_.out_target[o] = -1;
-    at_.out_position[o] = req.computed;
+    ++at_.outs;
     ++at_.sampled;
     ++req.known_ahead;
     req.last_token = -1 - req.seat;
-  } else {
-    write_outputs(req, token, 1);
   }
   if (fair_) charge(req, 1);
-  --ledger_.tokens;
-  --ledger_.rows;
+}
+
+// The output rows of decode rows [begin, end), each of which samples one token; they were counted
+// already.
+void Scheduler::write_plain_outputs(int32_t begin, int32_t end) {
+  if (begin == end) return;
+  const auto count = static_cast<size_t>(end - begin);
+  const RowRecord& first = step_->rows[static_cast<size_t>(begin)];
+  const int32_t out = first.out_begin;
+  const int32_t token = at_.tokens - (at_.rows - begin);
+  std::iota(at_.out_token + out, at_.out_token + out + count, token);
+  std::copy_n(at_.row_seat + begin, count, at_.out_seat + out);
+  std::fill_n(at_.out_kind + out, count, static_cast<int32_t>(OutKind::sample));
+  std::fill_n(at_.out_target + out, count, -1);
+  for (size_t i = 0; i < count; ++i)
+    at_.out_position[static_cast<size_t>(out) + i] =
+        at_.positions[static_cast<size_t>(token) + i] + 1;
 }
 
 // The output rows of a row that has just been written: scores of prompt tokens, then the sampled
@@ -245,21 +268,20 @@ void Scheduler::write_chunk_row(Req& req, int32_t num_tokens) {
   at_.row_seat[row] = req.seat;
   at_.row_indptr[row + 1] = at_.tokens;
   at_.row_kv_len[row] = begin + num_tokens;
-  for (int32_t i = 0; i < num_tokens; ++i) at_.positions[first + i] = begin + i;
   const int32_t known = req.known();
-  for (int32_t i = 0; i < num_tokens; ++i) {
-    at_.token_ids[first + i] =
-        begin + i < known ? req.tokens[static_cast<size_t>(begin + i)] : -1 - req.seat;
-  }
+  std::iota(at_.positions + first, at_.positions + at_.tokens, begin);
+  const int32_t given = std::clamp(known - begin, 0, num_tokens);  // the rest the device knows
+  std::copy_n(req.tokens.data() + begin, given, at_.token_ids + first);
+  std::fill(at_.token_ids + first + given, at_.token_ids + at_.tokens, -1 - req.seat);
   for (GroupId g = 0; g < num_groups_; ++g) {
     const int32_t size = config_.kv_groups[static_cast<size_t>(g)].block_size;
     const auto& table = req.tables[static_cast<size_t>(g)];
     int32_t* slots = at_.slots + g * config_.max_num_batched_tokens + first;
-    for (int32_t i = 0; i < num_tokens;) {
-      const int32_t position = begin + i;
-      const int32_t base = table[static_cast<size_t>(position / size)] * size;
-      for (int32_t in = position % size; in < size && i < num_tokens; ++in, ++i)
-        *slots++ = base + in;
+    auto index = static_cast<size_t>(begin / size);
+    for (int32_t i = 0, in = begin % size; i < num_tokens; in = 0) {
+      const int32_t n = std::min(size - in, num_tokens - i);
+      std::iota(slots + i, slots + i + n, table[index++] * size + in);
+      i += n;
     }
   }
   const int32_t again = std::clamp(req.highest_computed - begin, 0, num_tokens);

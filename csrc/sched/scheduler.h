@@ -154,6 +154,8 @@ class Scheduler {
   void check_integrity() const;
 
  private:
+  // How far ahead of itself a walk over running reqs fetches them: each is elsewhere in memory.
+  static constexpr size_t kPrefetch = 8;
   struct RowRecord {
     Req* req;
     int32_t epoch;
@@ -204,6 +206,7 @@ class Scheduler {
   void make_room_for_decodes();
   void survey_running();
   void write_decode_row(Req& req);
+  void write_plain_outputs(int32_t begin, int32_t end);
   void write_chunk_row(Req& req, int32_t num_tokens);
   void write_outputs(Req& req, int32_t first_token, int32_t num_tokens);
   int32_t chunk_that_fits(const Req& req, int32_t wanted) const;
@@ -251,6 +254,8 @@ class Scheduler {
   void commit_row(StepRecord& step, const RowRecord& row, const ResultView& result,
                   int32_t sampled);
   void check_result(const StepRecord& step, const ResultView& result) const;
+  void tell_rows(const StepRecord& step, size_t begin, size_t end, std::span<const Token> tokens);
+  bool is_stop(const Req& req, Token token) const;
   FinishReason end_of(Req& req, Token token) const;
   void withdraw(BatchId failed);
   void append_tokens(Req& req, std::span<const Token> tokens, int32_t kv_end, int32_t out_row);
