@@ -28,7 +28,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt --group build
-	$(BIN)/python -m pip install -q -c constraints.txt --group runtime --group test --group dev
+	$(BIN)/python -m pip install -q -c constraints.txt --group runtime --group test --group clients --group dev
 	touch $@
 
 .PHONY: venv

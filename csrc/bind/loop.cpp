@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "bind/loop_look.h"
 #include "bind/loop_recording.h"
 #include "bind/python_executor.h"
 #include "loop/engine_loop.h"
@@ -43,6 +44,7 @@ class PyOutputs {
   size_t num_tokens = 0, num_ends = 0, num_scores = 0, num_pooled = 0;
   py::object token_keys, tokens, logprob_indptr, logprob_ids, logprobs, logprob_ranks;
   py::object score_keys, score_positions, scores, pooled_keys, pooled;
+  py::object score_logprob_indptr, score_logprob_ids, score_logprobs, score_ranks;
   py::object end_keys, finish_reasons, stop_tokens, token_counts, cached_tokens, num_preemptions;
   py::object arrival_times, first_scheduled_times, first_token_times, finished_times;
 
@@ -129,11 +131,11 @@ class PyLoop {
     return counted(std::move(out));
   }
 
- private:
   static TimeNs nanoseconds(double seconds) {
     return static_cast<TimeNs>(std::min(seconds, 1e9) * 1e9);
   }
 
+ private:
   static std::unique_ptr<PyOutputs> counted(std::unique_ptr<PyOutputs> out) {
     Outputs& held = out->held();
     out->num_tokens = held.tokens.size();
@@ -178,6 +180,11 @@ void register_outputs(py::module_& m) {
   add_array<&Outputs::score_keys>(c, "score_keys", &PyOutputs::score_keys);
   add_array<&Outputs::score_positions>(c, "score_positions", &PyOutputs::score_positions);
   add_array<&Outputs::scores>(c, "scores", &PyOutputs::scores);
+  add_array<&Outputs::score_logprob_indptr>(c, "score_logprob_indptr",
+                                            &PyOutputs::score_logprob_indptr);
+  add_array<&Outputs::score_logprob_ids>(c, "score_logprob_ids", &PyOutputs::score_logprob_ids);
+  add_array<&Outputs::score_logprobs>(c, "score_logprobs", &PyOutputs::score_logprobs);
+  add_array<&Outputs::score_ranks>(c, "score_ranks", &PyOutputs::score_ranks);
   add_array<&Outputs::pooled_keys>(c, "pooled_keys", &PyOutputs::pooled_keys);
   add_array<&Outputs::pooled>(c, "pooled", &PyOutputs::pooled);
   add_array<&Outputs::end_keys>(c, "end_keys", &PyOutputs::end_keys);
@@ -206,6 +213,7 @@ void register_stats(py::module_& m) {
       .def_readonly("prefill_tokens", &LoopStats::prefill_tokens)
       .def_readonly("output_tokens", &LoopStats::output_tokens)
       .def_readonly("failure", &LoopStats::failure)
+      .def_property_readonly("num_swapped", [](const LoopStats& s) { return s.last.num_swapped; })
       .def_property_readonly("num_prefilling",
                              [](const LoopStats& s) { return s.last.num_prefill_rows; })
       .def_property_readonly("num_blocks",
@@ -250,6 +258,24 @@ void register_loop(py::module_& core) {
       .def("has_unfinished", [](PyLoop& self) { return self.loop().has_unfinished(); })
       .def("poll", &PyLoop::poll)
       .def("wait", &PyLoop::wait, py::arg("timeout") = -1.0)
+      .def(
+          "look",
+          [](PyLoop& self, const std::string& rid, size_t max_waiting, double timeout) {
+            std::optional<std::vector<ReqLook>> looks;
+            {
+              const py::gil_scoped_release nogil;
+              looks = self.loop().look(rid, max_waiting, PyLoop::nanoseconds(timeout));
+            }
+            if (!looks) {
+              PyErr_SetString(PyExc_TimeoutError, "the loop did not answer in time");
+              throw py::error_already_set();
+            }
+            py::list out;
+            for (const ReqLook& look : *looks) out.append(as_dict(look));
+            return out;
+          },
+          py::arg("rid") = "", py::kw_only(), py::arg("max_waiting") = 256,
+          py::arg("timeout") = 1.0)
       .def("stats", [](PyLoop& self) { return self.loop().stats(); })
       .def(
           "trace",

@@ -70,7 +70,7 @@ void register_sched_batch(py::module_& m) {
   PYBIND11_NUMPY_DTYPE(SeatChange, seat, flags, temperature, top_p, min_p, top_k,
                        repetition_penalty, presence_penalty, frequency_penalty, num_logprobs,
                        seed_low, seed_high, min_position, prompt_len, data_begin, num_bias,
-                       num_stop, num_context, req, reserved);
+                       num_stop, num_context, req, num_prompt_logprobs);
   PYBIND11_NUMPY_DTYPE(AttentionWork, row, q_begin, q_count, kv_begin, kv_end, kv_head, partial,
                        flags);
   PYBIND11_NUMPY_DTYPE(Transfer, ticket, after_step, group, source_tier, source_block,

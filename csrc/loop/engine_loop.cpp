@@ -293,11 +293,7 @@ void EngineLoop::deliver(const StepEvents& events, const StepResult* result) {
     // sees it fallen.
     unfinished_.fetch_sub(static_cast<int64_t>(next_end), std::memory_order_acq_rel);
     if (result == nullptr) return;
-    for (size_t i = 0; i < events.score_reqs.size(); ++i) {
-      out.score_keys.push_back(owners_[static_cast<size_t>(events.score_reqs[i])].key);
-      out.score_positions.push_back(events.score_positions[i]);
-      out.scores.push_back(result->scores[static_cast<size_t>(events.score_rows[i])]);
-    }
+    for (size_t i = 0; i < events.score_reqs.size(); ++i) append_score(out, events, i, *result);
     for (const ReqId id : events.pooled_reqs) {
       out.pooled_keys.push_back(owners_[static_cast<size_t>(id)].key);
     }
@@ -341,6 +337,26 @@ void EngineLoop::append_tokens(Outputs& out, const StepEvents& events, size_t i,
     }
     out.logprob_indptr.push_back(static_cast<int32_t>(out.logprob_ids.size()));
   }
+}
+
+void EngineLoop::append_score(Outputs& out, const StepEvents& events, size_t i,
+                              const StepResult& result) {
+  const auto row = static_cast<size_t>(events.score_rows[i]);
+  out.score_keys.push_back(owners_[static_cast<size_t>(events.score_reqs[i])].key);
+  out.score_positions.push_back(events.score_positions[i]);
+  out.scores.push_back(result.scores[row]);
+  out.score_logprob_indptr.resize(out.scores.size(),
+                                  static_cast<int32_t>(out.score_logprob_ids.size()));
+  out.score_ranks.push_back(row < result.logprob_ranks.size() ? result.logprob_ranks[row] : 0);
+  if (row + 1 < result.logprob_indptr.size()) {
+    const auto first = result.logprob_indptr[row];
+    const auto last = result.logprob_indptr[row + 1];
+    out.score_logprob_ids.insert(out.score_logprob_ids.end(), result.logprob_ids.begin() + first,
+                                 result.logprob_ids.begin() + last);
+    out.score_logprobs.insert(out.score_logprobs.end(), result.logprobs.begin() + first,
+                              result.logprobs.begin() + last);
+  }
+  out.score_logprob_indptr.push_back(static_cast<int32_t>(out.score_logprob_ids.size()));
 }
 
 void EngineLoop::append_end(Outputs& out, ReqKey key, const Req& req) {

@@ -13,6 +13,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <unordered_map>
@@ -23,6 +24,7 @@
 #include "loop/executor.h"
 #include "loop/inbox.h"
 #include "loop/outbox.h"
+#include "loop/req_look.h"
 #include "loop/step_recorder.h"
 #include "loop/step_trace.h"
 #include "sched/scheduler.h"
@@ -74,6 +76,11 @@ class EngineLoop {
   void abort(std::string rid);
   // Runs `job` on the loop's thread between two steps: pause, resume, flush, look.
   void call(std::function<void(Scheduler&)> job);
+  // How the reqs stand: those that hold a place, then at most `max_waiting` of the queue, in its
+  // order; with a `rid` only that one (all its children). Any thread but the loop's own; answered
+  // between two steps. Empty-handed (nullopt) if nobody drives the loop within the time.
+  std::optional<std::vector<ReqLook>> look(const std::string& rid, size_t max_waiting,
+                                           TimeNs timeout_ns);
   LoopStats stats() const;
   // The newest steps, oldest first.
   std::vector<StepTrace> trace(size_t count) const;
@@ -140,7 +147,9 @@ class EngineLoop {
   void collect_oldest();
   void deliver(const StepEvents& events, const StepResult* result);
   void append_tokens(Outputs& out, const StepEvents& events, size_t i, const StepResult* result);
+  void append_score(Outputs& out, const StepEvents& events, size_t i, const StepResult& result);
   void append_end(Outputs& out, ReqKey key, const Req& req);
+  std::vector<ReqLook> take_look(const std::string& rid, size_t max_waiting) const;
   void refuse(const AddMessage& message, const std::string& why);
   // The engine can go on no more: every req ends with an error, now and whatever comes later.
   void fail(const std::string& why);

@@ -16,6 +16,10 @@ void Outputs::clear() {
   score_keys.clear();
   score_positions.clear();
   scores.clear();
+  score_logprob_indptr.clear();
+  score_logprob_ids.clear();
+  score_logprobs.clear();
+  score_ranks.clear();
   pooled_keys.clear();
   pooled.clear();
   pooled_width = 0;

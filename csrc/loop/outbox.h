@@ -30,6 +30,11 @@ struct Outputs {
   std::vector<ReqKey> score_keys;  // [scores]: prompt tokens that were scored
   std::vector<int32_t> score_positions;
   std::vector<float> scores;
+  // Their candidates, as those of tokens: the prompt's own token first. Empty: none has any.
+  std::vector<int32_t> score_logprob_indptr;  // [scores + 1]
+  std::vector<Token> score_logprob_ids;
+  std::vector<float> score_logprobs;
+  std::vector<int32_t> score_ranks;  // [scores]; 0: not computed
 
   std::vector<ReqKey>
       pooled_keys;  // [pooled]: reqs whose vector is pooled_width entries of `pooled`

@@ -43,6 +43,7 @@ void Scheduler::take_seat(Req& req) {
   change.presence_penalty = p.presence_penalty;
   change.frequency_penalty = p.frequency_penalty;
   change.num_logprobs = p.num_logprobs;
+  change.num_prompt_logprobs = std::max(p.prompt_logprobs, 0);
   change.seed_low = static_cast<uint32_t>(req.seed);
   change.seed_high = static_cast<uint32_t>(req.seed >> 32);
   change.min_position = req.prompt_len + p.min_tokens;

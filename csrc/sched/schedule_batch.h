@@ -80,8 +80,8 @@ struct SeatChange {
   int32_t data_begin;  // into seat_data: num_bias ids, num_bias float bits, num_stop ids,
                        // num_context tokens
   int32_t num_bias, num_stop, num_context;
-  int32_t req;       // ReqId, for the executor's own records
-  int32_t reserved;  // 0
+  int32_t req;                  // ReqId, for the executor's own records
+  int32_t num_prompt_logprobs;  // score rows: the target's logprob and those of this many best
 };
 static_assert(sizeof(SeatChange) == 80);
 

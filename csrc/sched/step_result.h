@@ -35,7 +35,8 @@ struct StepResult {
   std::vector<RowStatus> row_status;  // [outs], or empty: all ok
 
   // Logprobs, for the rows that asked: row r's candidates are [logprob_indptr[r],
-  // logprob_indptr[r+1]); the sampled token first, then the best ones in falling order.
+  // logprob_indptr[r+1]); the sampled token (score rows: out_target) first, then the best ones in
+  // falling order.
   std::vector<int32_t> logprob_indptr;
   std::vector<Token> logprob_ids;
   std::vector<float> logprobs;

@@ -1,12 +1,14 @@
 """The engine process of a server: takes Submit and Abort messages from the front-end workers' socket, sends each worker one message a step.
 
-Two threads: the intake blocks on its socket and puts requests in the engine's inbox; the main one waits on the engine's
-outbox and sends. Neither polls, so an idle server uses no CPU.
+Three threads: the intake blocks on its socket and puts requests in the engine's inbox; the main one waits on the engine's
+outbox and sends; the third asks the loop how requests stand, which waits for the end of a step. None polls, so an idle
+server uses no CPU.
 """
 
 from __future__ import annotations
 
 import array
+import queue
 import sys
 import threading
 import time
@@ -31,6 +33,7 @@ class DrivenEngine(Protocol):
     """What this process needs of an engine; `stoker.engine.Engine` is one."""
 
     max_model_len: int
+    max_num_seqs: int
     eos_token_ids: tuple[int, ...]
     model_path: str
 
@@ -42,11 +45,16 @@ class DrivenEngine(Protocol):
         *,
         priority: int = 0,
         cache_salt: str | None = None,
+        tenant: str | None = None,
+        pool: bool = False,
     ) -> None: ...
     def abort(self, rid: str, index: int | None = None) -> None: ...
     def start(self) -> None: ...
     def wait(self, timeout: float) -> list[EngineOutput]: ...
     def stats(self) -> EngineStats: ...
+    def look(
+        self, rid: str = "", *, max_waiting: int = 256, timeout: float = 1.0
+    ) -> list[dict[str, Any]]: ...
     def close(self) -> None: ...
 
 
@@ -67,20 +75,24 @@ class EngineProcess:
         self._addresses: dict[int, str] = {}
         self._owners: dict[str, tuple[int, int]] = {}  # rid -> worker, answers that still run
         self._stopping = threading.Event()
-        self._last_turn = time.monotonic()
+        self._questions: queue.SimpleQueue[m.AskLooks | None] = queue.SimpleQueue()
+        self._moved = time.monotonic()  # when the loop was last seen to take a step, or to have nothing to do
+        self._steps_seen = -1
+        self._look_again = 0.0
 
     def run(self) -> None:
         """Serves until stopped. Raises what broke the engine."""
         intake = threading.Thread(target=self._take_in, name="intake", daemon=True)
         intake.start()
+        threading.Thread(target=self._answer_looks, name="looks", daemon=True).start()
         out: dict[int, zmq.Socket[bytes]] = {}
         try:
             self._engine.start()
             while not self._stopping.is_set():
                 outputs = self._engine.wait(1.0)
-                self._last_turn = time.monotonic()
                 if outputs:
                     self._send(outputs, out)
+                self._watch_loop()
         finally:
             self._stopping.set()
             self._engine.close()
@@ -90,6 +102,15 @@ class EngineProcess:
     def stop(self) -> None:
         """Makes `run` return within a second; any thread, also a signal handler."""
         self._stopping.set()
+
+    def _watch_loop(self) -> None:
+        now = time.monotonic()
+        if now < self._look_again:
+            return
+        self._look_again = now + 0.5
+        stats = self._engine.stats()
+        if stats.num_steps != self._steps_seen or not self._owners:
+            self._steps_seen, self._moved = stats.num_steps, now
 
     # --- out ------------------------------------------------------------------------------------------------------------
 
@@ -151,6 +172,8 @@ class EngineProcess:
             self._engine.abort(message.rid, message.index)
         elif isinstance(message, m.AskStats):
             self._reply(message.worker, self._stats(message.ticket), replies)
+        elif isinstance(message, m.AskLooks):
+            self._questions.put(message)
         elif isinstance(message, m.Hello):
             with self._lock:
                 self._addresses[message.worker] = message.address
@@ -160,10 +183,34 @@ class EngineProcess:
         else:
             self._forget_worker(message.worker)
 
+    def _answer_looks(self) -> None:
+        replies: dict[int, zmq.Socket[bytes]] = {}
+        known: dict[int, str] = {}
+        while not self._stopping.is_set():
+            question = self._questions.get()
+            if question is None:
+                return
+            with self._lock:
+                address = self._addresses.get(question.worker)
+            if address is None:
+                continue
+            if known.get(question.worker) != address:
+                known[question.worker] = address
+                if (old := replies.pop(question.worker, None)) is not None:
+                    old.close(linger=0)
+            looks: list[m.Look] | None = None
+            try:
+                found = self._engine.look(question.rid, max_waiting=question.max_waiting, timeout=4.0)
+                looks = [_look(one) for one in found]
+            except TimeoutError:
+                pass
+            except Exception:  # who asks how things stand harms nobody
+                traceback.print_exc(file=sys.stderr)
+            self._reply(question.worker, m.Looks(question.ticket, looks, self._numbers()), replies)
+
     def _submit(self, message: m.Submit, replies: dict[int, zmq.Socket[bytes]]) -> None:
         try:
-            if self._max_queue and self._engine.stats().num_waiting >= self._max_queue:
-                raise QueueFull(f"{self._max_queue} requests wait already; try again later")
+            self._check_queue(message.params.n)
             token_ids = array.array("i", message.token_ids)
             with self._lock:
                 if message.rid in self._owners:
@@ -177,7 +224,10 @@ class EngineProcess:
                     message.params,
                     priority=message.priority,
                     cache_salt=message.cache_salt,
+                    tenant=message.tenant,
+                    pool=message.pool,
                 )
+                self._reply(message.worker, m.Accepted(message.rid), replies)
             except BaseException:
                 with self._lock:
                     self._owners.pop(message.rid, None)
@@ -186,6 +236,24 @@ class EngineProcess:
             self._reply(message.worker, m.Refused(message.rid, 503, str(error)), replies)
         except ValueError as error:
             self._reply(message.worker, m.Refused(message.rid, 400, str(error)), replies)
+        except Exception as error:  # nobody may wait for ever, whatever it was
+            traceback.print_exc(file=sys.stderr)
+            self._reply(
+                message.worker, m.Refused(message.rid, 500, f"{type(error).__name__}: {error}"), replies
+            )
+
+    def _check_queue(self, n: int) -> None:
+        """The numbers of the newest step say who waits; what came since is bounded by the seats."""
+        if not self._max_queue:
+            return
+        waiting = self._engine.stats().num_waiting
+        with self._lock:
+            open_answers = sum(left for _, left in self._owners.values())
+        if waiting >= self._max_queue or open_answers + n > self._engine.max_num_seqs + self._max_queue:
+            raise QueueFull(
+                f"the queue is full: {waiting} wait, {open_answers} are open, and at most {self._max_queue} may "
+                f"wait beside the {self._engine.max_num_seqs} that run; try again later"
+            )
 
     def _forget_worker(self, worker: int) -> None:
         with self._lock:
@@ -209,9 +277,23 @@ class EngineProcess:
         )
 
     def _stats(self, ticket: int) -> m.Stats:
+        return m.Stats(ticket, self._numbers(), time.monotonic() - self._moved)
+
+    def _numbers(self) -> dict[str, float]:
         stats = self._engine.stats()
-        values = {name: float(getattr(stats, name)) for name in stats.__slots__}
-        return m.Stats(ticket, values, time.monotonic() - self._last_turn)
+        return {name: float(getattr(stats, name)) for name in stats.__slots__}
+
+
+def _look(found: dict[str, Any]) -> m.Look:
+    now = time.monotonic_ns()
+    arrival = found.pop("arrival_time")
+    scheduled, first = found.pop("first_scheduled_time"), found.pop("first_token_time")
+    return m.Look(
+        **found,
+        age=(now - arrival) * 1e-9,
+        queue_time=None if scheduled < 0 else (scheduled - arrival) * 1e-9,
+        time_to_first_token=None if first < 0 else (first - arrival) * 1e-9,
+    )
 
 
 def _logprobs(entry: TokenLogprobs) -> m.Logprobs:
@@ -241,4 +323,5 @@ def _news(output: EngineOutput) -> m.News:
         if output.prompt_logprobs is None
         else [None if e is None else _logprobs(e) for e in output.prompt_logprobs],
         account=account,
+        pooled=output.pooled,
     )

@@ -66,6 +66,7 @@ def merge(whole: dict[tuple[str, int], EngineOutput], news: EngineOutput) -> Non
     news.new_token_ids = old.new_token_ids + news.new_token_ids
     news.new_logprobs = None if news.new_logprobs is None else [*(old.new_logprobs or []), *news.new_logprobs]
     news.prompt_logprobs = old.prompt_logprobs or news.prompt_logprobs
+    news.pooled = old.pooled or news.pooled
     whole[key] = news
 
 
@@ -222,6 +223,42 @@ def test_logprobs_and_prompt_logprobs(engine: Engine, model: Any) -> None:
         assert entry.token_ids == [end.new_token_ids[i], *best.indices.tolist()]
         assert entry.logprobs[1:] == pytest.approx(best.values.tolist(), abs=1e-3)
         assert entry.rank == 1
+
+
+def test_prompt_logprobs_bring_the_best_candidates(engine: Engine, model: Any) -> None:
+    """With k, each prompt token has its own logprob and rank and the k best, over chunks and beside other reqs."""
+    engine.add_request(
+        "other", PROMPT[3:], SamplingParams(max_tokens=30, seed=1, logprobs=1, ignore_eos=True)
+    )
+    long = PROMPT * 3
+    engine.add_request("a", long, SamplingParams(temperature=0, max_tokens=2, logprobs=1, prompt_logprobs=3))
+    engine.add_request("b", PROMPT, SamplingParams(temperature=0, max_tokens=2, prompt_logprobs=1))
+    ends = finish(engine)
+    with torch.inference_mode():
+        logprobs = model(torch.tensor([long])).logits[0].log_softmax(-1)
+    for name, prompt, k in (("a", long, 3), ("b", PROMPT, 1)):
+        entries = ends[name, 0].prompt_logprobs
+        assert entries is not None
+        assert len(entries) == len(prompt)
+        for i in range(1, len(prompt)):
+            entry, row = entries[i], logprobs[i - 1]
+            assert entry is not None
+            best = row.topk(k)
+            assert entry.token_ids == [prompt[i], *best.indices.tolist()]
+            assert entry.logprobs == pytest.approx([float(row[prompt[i]]), *best.values.tolist()], abs=1e-3)
+            assert entry.rank == int((row > row[prompt[i]]).sum()) + 1
+
+
+def test_a_pooled_request_gives_its_last_hidden_row(engine: Engine, model: Any) -> None:
+    """Nothing is sampled; the vector does not depend on chunks or on who else runs."""
+    engine.add_request("other", PROMPT, SamplingParams(max_tokens=20, seed=1, ignore_eos=True))
+    engine.add_request("e", PROMPT * 3, SamplingParams(max_tokens=1), pool=True)
+    end = finish(engine)["e", 0]
+    with torch.inference_mode():
+        hidden = model.model(torch.tensor([PROMPT * 3])).last_hidden_state[0, -1]
+    assert end.finish_reason == "stop"
+    assert end.new_token_ids == []
+    assert end.pooled == pytest.approx(hidden.tolist(), abs=1e-3)
 
 
 def test_a_failing_step_fails_its_requests_only(

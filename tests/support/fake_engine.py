@@ -192,6 +192,9 @@ class FakeEngine:
             num_cached_blocks=0,
             num_steps=self.steps,
             num_preemptions=0,
+            num_swapped=0,
+            num_used_blocks=10,
+            num_draining_blocks=0,
             prompt_tokens=0,
             output_tokens=0,
         )

@@ -26,6 +26,8 @@ class _Running:
     prompt: list[int]
     params: SamplingParams
     limit: int
+    tenant: str = ""
+    pool: bool = False
     arrival: float = field(default_factory=time.monotonic)
     done: int = 0
     first: float = 0.0
@@ -37,8 +39,10 @@ class FakeEngine:
     max_model_len = 2048
     eos_token_ids = (0,)
 
-    def __init__(self, model_path: str, tick: float) -> None:
+    def __init__(self, model_path: str, tick: float, max_num_seqs: int = 256) -> None:
         self.model_path = model_path
+        self.max_num_seqs = max_num_seqs
+        self._waiting: list[_Running] = []
         self._tick = tick
         self._lock = threading.Condition()
         self._running: list[_Running] = []
@@ -56,19 +60,24 @@ class FakeEngine:
         *,
         priority: int = 0,
         cache_salt: str | None = None,
+        tenant: str | None = None,
+        pool: bool = False,
     ) -> None:
         prompt = list(prompt_token_ids)
         if max(prompt) >= VOCAB:
             raise ValueError(f"token id {max(prompt)}: 0 to {VOCAB - 1} are allowed")
         limit = params.max_tokens or self.max_model_len - len(prompt)
         with self._lock:
-            self._running += [_Running(rid, i, prompt, params, limit) for i in range(params.n)]
+            new = [_Running(rid, i, prompt, params, limit, tenant or "", pool) for i in range(params.n)]
+            self._waiting += new
+            self._seat()
             self._lock.notify_all()
 
     def abort(self, rid: str, index: int | None = None) -> None:
         with self._lock:
-            for one in [r for r in self._running if r.rid == rid and index in (None, r.index)]:
-                self._running.remove(one)
+            both = [*self._running, *self._waiting]
+            for one in [r for r in both if r.rid == rid and index in (None, r.index)]:
+                (self._running if one in self._running else self._waiting).remove(one)
                 self._news.append(self._output(one, [], "abort"))
             self._lock.notify_all()
 
@@ -87,10 +96,43 @@ class FakeEngine:
             values: dict[str, Any] = dict.fromkeys(names, 0)
             values |= {
                 "num_running": len(self._running),
+                "num_waiting": len(self._waiting),
                 "num_steps": self._steps,
                 "output_tokens": self._tokens,
             }
             return EngineStats(**values)
+
+    def look(self, rid: str = "", *, max_waiting: int = 256, timeout: float = 1.0) -> list[dict[str, Any]]:
+        with self._lock:
+            places = [(one, -1) for one in self._running]
+            places += [(one, place) for place, one in enumerate(self._waiting[:max_waiting])]
+            return [self._looked(one, place) for one, place in places if rid in ("", one.rid)]
+
+    def _looked(self, one: _Running, place: int) -> dict[str, Any]:
+        waits = place >= 0
+        return {
+            "rid": one.rid if one.params.n == 1 else f"{one.rid}/{one.index}",
+            "tenant": one.tenant,
+            "state": "waiting" if waits else "running",
+            "prefilling": False,
+            "wait_code": "seats" if waits else "none",
+            "wait": "waits for a seat" if waits else "",
+            "needed": int(waits),
+            "place": place,
+            "prompt_len": len(one.prompt),
+            "num_outputs": one.done,
+            "computed": len(one.prompt) + one.done,
+            "length_limit": len(one.prompt) + one.limit,
+            "arrival_time": int(one.arrival * 1e9),
+            "first_scheduled_time": -1 if waits else int(one.arrival * 1e9),
+            "first_token_time": int(one.first * 1e9) if one.first else -1,
+            **dict.fromkeys(("free", "evictable", "num_blocks", "priority", "prefill_steps"), 0),
+            **dict.fromkeys(("decode_steps", "retractions", "swaps", "cached_tokens"), 0),
+        }
+
+    def _seat(self) -> None:
+        while self._waiting and len(self._running) < self.max_num_seqs:
+            self._running.append(self._waiting.pop(0))
 
     def close(self) -> None:
         with self._lock:
@@ -127,6 +169,7 @@ class FakeEngine:
                 if self._closed:
                     return
                 self._steps += 1
+                self._seat()
                 for one in list(self._running):
                     self._step(one)
                 self._lock.notify_all()
@@ -136,6 +179,12 @@ class FakeEngine:
         if one.prompt[0] == 7:
             self._running.remove(one)
             self._news.append(self._output(one, [], "error", "this prompt always fails"))
+            return
+        if one.pool:
+            self._running.remove(one)
+            output = self._output(one, [], "stop")
+            output.pooled = [float(sum(one.prompt)), 1.0, 2.0, 4.0]
+            self._news.append(output)
             return
         token = expected_token(one.prompt, one.index, one.done)
         one.done += 1
@@ -148,5 +197,6 @@ class FakeEngine:
 
 
 def build(options: dict[str, Any]) -> tuple[FakeEngine, dict[str, Any]]:
-    """For `stoker.cli.engine_main`: options are model_path and tick (seconds a step)."""
-    return FakeEngine(options["model_path"], options.get("tick", 0.01)), {"vocab_size": VOCAB}
+    """For `stoker.cli.engine_main`: options are model_path, tick (seconds a step) and max_num_seqs."""
+    engine = FakeEngine(options["model_path"], options.get("tick", 0.01), options.get("max_num_seqs", 256))
+    return engine, {"vocab_size": VOCAB}

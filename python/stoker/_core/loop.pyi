@@ -84,6 +84,13 @@ class EngineLoop:
     def wait(self, timeout: float = -1.0) -> Outputs:
         """The same, but waits without the GIL up to `timeout` seconds (negative: no limit) for news, or for the
         loop's thread to end."""
+    def look(self, rid: str = "", *, max_waiting: int = 256, timeout: float = 1.0) -> list[dict[str, Any]]:
+        """How the reqs stand: those that hold a place, then at most `max_waiting` of the queue in its order; with a
+        `rid` only that one (and its children). Answered between two steps of a loop that run() or another thread
+        drives; TimeoutError if it is not. A dict holds rid, tenant, state, prefilling, wait_code, wait (a sentence),
+        needed, free, evictable, place (in the queue, or -1), prompt_len, num_outputs, computed, length_limit,
+        num_blocks, priority, and of the account arrival_time, first_scheduled_time, first_token_time (nanoseconds),
+        prefill_steps, decode_steps, retractions, swaps, cached_tokens."""
     def stats(self) -> LoopStats: ...
     def trace(self, count: int = 1024) -> list[dict[str, Any]]:
         """The newest steps, oldest first: what each held, and nanoseconds by stage."""
@@ -139,6 +146,16 @@ class Outputs:
     def score_positions(self) -> NDArray[np.int32]: ...
     @property
     def scores(self) -> NDArray[np.float32]: ...
+    @property
+    def score_logprob_indptr(self) -> NDArray[np.int32]:
+        """[num_scores + 1]: candidates of each score, as logprob_indptr's; the prompt's own token first."""
+    @property
+    def score_logprob_ids(self) -> NDArray[np.int32]: ...
+    @property
+    def score_logprobs(self) -> NDArray[np.float32]: ...
+    @property
+    def score_ranks(self) -> NDArray[np.int32]:
+        """[num_scores]: rank of the prompt's own token, from 1; 0: not computed."""
     # One entry, and pooled_width floats of `pooled`, for each pooled req.
     @property
     def pooled_keys(self) -> NDArray[np.int64]: ...
@@ -184,6 +201,8 @@ class LoopStats:
     def num_running(self) -> int: ...
     @property
     def num_prefilling(self) -> int: ...
+    @property
+    def num_swapped(self) -> int: ...
     @property
     def steps_in_flight(self) -> int: ...
     @property

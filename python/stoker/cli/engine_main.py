@@ -29,8 +29,8 @@ def build_engine(options: dict[str, Any]) -> tuple[DrivenEngine, dict[str, Any]]
 
 
 def main() -> None:
-    """Reads its options from the first argument, as JSON."""
-    options = json.loads(sys.argv[1])
+    """Reads its options from stdin, as JSON."""
+    options = json.load(sys.stdin)
     try:
         engine, info = build_engine(dict(options["engine"]))
     except ValueError as error:

@@ -13,8 +13,8 @@ from stoker.server.worker import run_worker
 
 
 def main() -> None:
-    """Reads its options from the first argument, as JSON."""
-    options = json.loads(sys.argv[1])
+    """Reads its options from stdin, as JSON."""
+    options = json.load(sys.stdin)
     settings = msgspec.convert(options["settings"], ServerSettings)
     run_worker(
         settings, Path(options["folder"]), options["worker"], options["listen_fd"], options["watch_fd"]

@@ -24,8 +24,8 @@ class Answer:
     stop_token_ids: frozenset[int]
     wants_logprobs: bool
     wants_prompt_logprobs: bool
-    scores: dict[int, float] = field(default_factory=dict)
-    """Logprob of the prompt's token at a position, as they come."""
+    scores: dict[int, TokenLogprobs] = field(default_factory=dict)
+    """Of the prompt's token at a position, as they come."""
 
 
 class Answers:
@@ -65,15 +65,38 @@ class Answers:
         """What `_core.loop.Outputs` holds, in the order of first mention."""
         made: dict[int, EngineOutput] = {}
         if outputs.num_scores:
-            positions, scores = outputs.score_positions.tolist(), outputs.scores.tolist()
-            for key, position, score in zip(outputs.score_keys.tolist(), positions, scores, strict=True):
-                if key in self._by_key:
-                    self._by_key[key].scores[position] = score
+            self._take_scores(outputs)
         if outputs.num_tokens:
             self._take_tokens(outputs, made)
+        if outputs.num_pooled:
+            vectors = outputs.pooled.reshape(-1, outputs.pooled_width)
+            for key, vector in zip(outputs.pooled_keys.tolist(), vectors, strict=True):
+                output = self._of(key, made)
+                if output is not None:
+                    output.pooled = vector.tolist()
         if outputs.num_ends:
             self._take_ends(outputs, made)
         return list(made.values())
+
+    def _take_scores(self, outputs: Any) -> None:
+        indptr, ranks = outputs.score_logprob_indptr.tolist(), outputs.score_ranks.tolist()
+        ids, values = outputs.score_logprob_ids.tolist(), outputs.score_logprobs.tolist()
+        columns = zip(
+            outputs.score_keys.tolist(),
+            outputs.score_positions.tolist(),
+            outputs.scores.tolist(),
+            strict=True,
+        )
+        for i, (key, position, score) in enumerate(columns):
+            answer = self._by_key.get(key)
+            if answer is None:
+                continue
+            part = slice(indptr[i], indptr[i + 1])
+            if ids[part]:
+                entry = TokenLogprobs(ids[part], values[part], ranks[i])
+            else:
+                entry = TokenLogprobs([int(answer.prompt[position])], [score], 0)
+            answer.scores[position] = entry
 
     def _of(self, key: int, made: dict[int, EngineOutput]) -> EngineOutput | None:
         output = made.get(key)
@@ -139,10 +162,6 @@ class Answers:
 
 def _prompt_logprobs(answer: Answer) -> list[TokenLogprobs | None]:
     """One for each prompt token; the first has nothing before it."""
-    result: list[TokenLogprobs | None] = [None]
-    for position in range(1, len(answer.prompt)):
-        score = answer.scores.get(position)
-        token = int(answer.prompt[position])
-        result.append(None if score is None else TokenLogprobs([token], [score], 0))
+    result = [None, *(answer.scores.get(position) for position in range(1, len(answer.prompt)))]
     answer.scores.clear()
     return result

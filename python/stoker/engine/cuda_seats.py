@@ -28,6 +28,7 @@ class CudaSeats:
         self._flat_tables = self._tables.view(-1)
         self._host_tables = np.zeros(shape, np.int32)
         self._num_logprobs = np.full(num_seats, -1, np.int32)
+        self._num_prompt_logprobs = np.zeros(num_seats, np.int32)
         self._has_penalties = np.zeros(num_seats, bool)
         self.block_tables = list(self._tables)
         self.last_token = torch.zeros(num_seats, dtype=torch.int32, device=device)
@@ -69,6 +70,7 @@ class CudaSeats:
             return
         changes = buffer.seat_changes[: header.num_seat_changes].reshape(-1).view(SEAT_CHANGE)
         self._num_logprobs[changes["seat"]] = changes["num_logprobs"]
+        self._num_prompt_logprobs[changes["seat"]] = changes["num_prompt_logprobs"]
         self._has_penalties[changes["seat"]] = (changes["flags"] & 1) != 0
         if any(changes[word].any() for word in _SIMPLE_WORDS):
             self.sampling.apply(changes, buffer.seat_data)
@@ -79,6 +81,11 @@ class CudaSeats:
     def logprobs_wanted(self, seats: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
         """How many logprobs each of these seats asks for; -1: none."""
         wanted: npt.NDArray[np.int32] = self._num_logprobs[seats]
+        return wanted
+
+    def prompt_logprobs_wanted(self, seats: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """How many best candidates each of these seats wants beside a prompt token's own logprob."""
+        wanted: npt.NDArray[np.int32] = self._num_prompt_logprobs[seats]
         return wanted
 
     def needs_host(self, seats: npt.NDArray[np.int32]) -> bool:

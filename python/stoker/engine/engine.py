@@ -76,6 +76,8 @@ class Engine:
         *,
         priority: int = 0,
         cache_salt: str | None = None,
+        tenant: str | None = None,
+        pool: bool = False,
     ) -> None:
         """Puts a request in the inbox and returns at once.
 
@@ -83,7 +85,8 @@ class Engine:
         behind, for a prompt that is empty, too long for the model, or holds ids outside the vocabulary; for
         a request that could never fit the KV pool or the seats; and for a rid that is still running.
         `params.max_tokens=None` means as far as the model's length allows. `params.stop` (strings) is not
-        looked at here: whoever holds the text calls `abort` when it sees one.
+        looked at here: whoever holds the text calls `abort` when it sees one. With `pool` nothing is sampled: the
+        answer is its last token's hidden row (EngineOutput.pooled).
         """
         prompt = self._checked_prompt(prompt_token_ids)
         if params.n > self.max_num_seqs:
@@ -92,7 +95,15 @@ class Engine:
             )
         self._check_token_ids("stop_token_ids", params.stop_token_ids)
         self._check_token_ids("logit_bias", params.logit_bias or ())
-        req = Req(rid, prompt, params, priority=priority, cache_salt=cache_salt or "")
+        req = Req(
+            rid,
+            prompt,
+            params,
+            priority=priority,
+            cache_salt=cache_salt or "",
+            tenant=tenant or "",
+            pool=pool,
+        )
         with self._lock:
             if self._closed:
                 raise ValueError("the engine is closed")
@@ -174,9 +185,16 @@ class Engine:
             num_cached_blocks=s.num_cached_blocks,
             num_steps=s.num_steps,
             num_preemptions=s.num_preemptions,
+            num_swapped=s.num_swapped,
+            num_used_blocks=s.num_used_blocks,
+            num_draining_blocks=s.num_draining_blocks,
             prompt_tokens=s.prefill_tokens,
             output_tokens=s.output_tokens,
         )
+
+    def look(self, rid: str = "", *, max_waiting: int = 256, timeout: float = 1.0) -> list[dict[str, Any]]:
+        """How requests stand and why they wait; see `_core.loop.EngineLoop.look`. For an engine that `start()` drives."""
+        return self.loop.look(rid, max_waiting=max_waiting, timeout=timeout)
 
     def close(self) -> None:
         """Ends what still runs, joins the threads and gives the memory back. Safe to call twice."""

@@ -35,6 +35,8 @@ class EngineOutput:
     """One for each new token, where the request asked for logprobs."""
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     """Once, with the first news, where the request asked; entry 0 is None."""
+    pooled: list[float] | None = None
+    """The whole answer of an embedding request: its last token's hidden row, after the final norm."""
     finish_reason: str | None = None
     stop_reason: int | None = None
     message: str = ""
@@ -61,6 +63,11 @@ class EngineStats:
     """Blocks that nobody holds and the prefix cache remembers."""
     num_steps: int
     num_preemptions: int
+    num_swapped: int
+    """Requests whose KV lies in host memory."""
+    num_used_blocks: int
+    num_draining_blocks: int
+    """Blocks that nobody holds but that a step or a copy in flight still touches."""
     prompt_tokens: int
     """Prompt tokens computed so far (cached ones not counted)."""
     output_tokens: int

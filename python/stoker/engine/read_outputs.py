@@ -74,9 +74,11 @@ def _mixed_kinds(
         tokens[part], logprobs = _drawn(forward, logits, sampled, views, begin, wanted)
         pieces.append(logprobs)
         failed[part] = tokens[part] < 0
-        for row in np.flatnonzero(kinds[part] == SCORE):
-            wide = logits[row].float()
-            scores[begin + row] = float(wide[int(buffer.out_target[begin + row])] - wide.logsumexp(0))
+        scored = np.flatnonzero(kinds[part] == SCORE)
+        if len(scored):
+            found = _scored(logits, scored, buffer.out_target[part][scored], forward, buffer.out_seat[part])
+            scores[part][scored] = found.logprobs[found.indptr[scored]]
+            pieces[-1] = found if logprobs is None else _merged(logprobs, found)
         pooled += [rows[row].float().cpu().numpy().copy() for row in np.flatnonzero(kinds[part] == POOL)]
     sampled_rows = kinds == SAMPLE
     forward.seats.record(buffer.out_seat[:count][sampled_rows], tokens[sampled_rows])
@@ -85,6 +87,52 @@ def _mixed_kinds(
     output.scores = scores if (kinds == SCORE).any() else None
     output.pooled = np.stack(pooled) if pooled else None
     output.logprobs = _joined(pieces, [end - begin for begin, end in zip(begins, ends, strict=True)])
+
+
+def _scored(
+    logits: torch.Tensor,
+    rows: npt.NDArray[np.intp],
+    targets: npt.NDArray[np.int32],
+    forward: Forward,
+    seats: npt.NDArray[np.int32],
+) -> StepLogprobs:
+    """Of each score row the logprob and the rank of its target, and as many best candidates as its seat wants."""
+    wide = logits[torch.from_numpy(rows).to(logits.device)].float()
+    norm = wide.logsumexp(1)
+    target = torch.from_numpy(targets.astype(np.int64)).to(logits.device)[:, None]
+    own = wide.gather(1, target)
+    ids = torch.arange(wide.shape[1], device=wide.device)
+    ahead = (wide > own) | ((wide == own) & (ids < target))
+    wanted = forward.seats.prompt_logprobs_wanted(seats[rows])
+    most = min(int(wanted.max()), wide.shape[1])
+    best = torch.sort(wide, dim=1, descending=True, stable=True) if most else None
+    own_logprob = (own[:, 0] - norm).cpu().numpy()
+    lengths = np.zeros(len(logits), np.int32)
+    lengths[rows] = np.minimum(wanted, most) + 1
+    indptr = np.zeros(len(logits) + 1, np.int32)
+    np.cumsum(lengths, out=indptr[1:])
+    token_ids, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
+    ranks = np.zeros(len(logits), np.int32)
+    ranks[rows] = ahead.sum(1).cpu().numpy() + 1
+    token_ids[indptr[rows]], values[indptr[rows]] = targets, own_logprob
+    if best is not None:
+        top_ids = best.indices[:, :most].cpu().numpy()
+        top = (best.values[:, :most] - norm[:, None]).cpu().numpy()
+        for place, row in enumerate(rows):
+            part, count = slice(indptr[row] + 1, indptr[row + 1]), lengths[row] - 1
+            token_ids[part], values[part] = top_ids[place, :count], top[place, :count]
+    return StepLogprobs(indptr, token_ids, values, ranks)
+
+
+def _merged(one: StepLogprobs, other: StepLogprobs) -> StepLogprobs:
+    """Two pieces over the same rows, each with entries where the other has none."""
+    indptr = one.indptr + other.indptr
+    token_ids, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
+    for piece in (one, other):
+        for row in np.flatnonzero(np.diff(piece.indptr)):
+            source, goal = slice(*piece.indptr[row : row + 2]), slice(*indptr[row : row + 2])
+            token_ids[goal], values[goal] = piece.token_ids[source], piece.logprobs[source]
+    return StepLogprobs(indptr, token_ids, values, one.ranks + other.ranks)
 
 
 def _gathered(

@@ -24,6 +24,7 @@ class CpuSeats:
         self._tables = np.zeros((num_groups, num_seats, max_blocks_per_req), np.int32)
         self._last_token = np.zeros(num_seats, np.int32)
         self._num_logprobs = np.full(num_seats, -1, np.int32)
+        self._num_prompt_logprobs = np.zeros(num_seats, np.int32)
         self.block_tables = [torch.from_numpy(table) for table in self._tables]
         """[seats, max blocks] of each KV group."""
         self.last_token = torch.from_numpy(self._last_token)
@@ -41,11 +42,17 @@ class CpuSeats:
         if header.num_seat_changes:
             changes = buffer.seat_changes[: header.num_seat_changes].reshape(-1).view(SEAT_CHANGE)
             self._num_logprobs[changes["seat"]] = changes["num_logprobs"]
+            self._num_prompt_logprobs[changes["seat"]] = changes["num_prompt_logprobs"]
             self.sampling.apply(changes, buffer.seat_data)
 
     def logprobs_wanted(self, seats: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
         """How many logprobs each of these seats asks for; -1: none."""
         wanted: npt.NDArray[np.int32] = self._num_logprobs[seats]
+        return wanted
+
+    def prompt_logprobs_wanted(self, seats: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """How many best candidates each of these seats wants beside a prompt token's own logprob."""
+        wanted: npt.NDArray[np.int32] = self._num_prompt_logprobs[seats]
         return wanted
 
     def record(self, seats: npt.NDArray[np.int32], tokens: npt.NDArray[np.int32]) -> None:

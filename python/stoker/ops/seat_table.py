@@ -37,7 +37,7 @@ _FIELDS = (
     ("num_stop", "i4"),
     ("num_context", "i4"),
     ("req", "i4"),
-    ("reserved", "i4"),
+    ("num_prompt_logprobs", "i4"),
 )
 SEAT_CHANGE = np.dtype(list(_FIELDS))
 RECORD_WORDS = len(_FIELDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
@@ -48,9 +49,17 @@ class Answers:
         prompt: Sequence[int],
         params: SamplingParams,
         metrics: Metrics,
+        timeout: float | None = None,
     ) -> None:
         self._client = client
         self._stream = stream
+        self.rid = stream.rid
+        self.pooled: list[float] | None = None
+        self.timed_out = False
+        self._timeout = timeout or 0.0
+        self._timer = None
+        if timeout is not None:
+            self._timer = asyncio.get_running_loop().call_later(timeout, self._time_is_over)
         self._ended = [False] * params.n
         self._metrics = metrics
         self._paces = [Pace(metrics) for _ in range(params.n)]
@@ -70,10 +79,12 @@ class Answers:
         self.num_cached_tokens = 0
         self.prompt_logprobs: list[m.Logprobs | None] | None = None
         self.accounts: list[m.Account] = []
+        self.finish_reasons: list[str] = []
 
     async def deltas(self) -> AsyncIterator[Delta]:
         """What comes, as it comes. Raises ApiError for a refused request and for an engine that died."""
         try:
+            await self.accepted()
             async for batch in self._stream.batches():
                 for news in batch:
                     delta = self._take(news)
@@ -81,12 +92,24 @@ class Answers:
                         yield delta
                 if all(self._ended):
                     return
-        except RefusedError as error:
-            raise ApiError(error.status, str(error), retry_after=1 if error.status == 503 else None) from None
         except EngineDeadError as error:
             raise ApiError(503, f"the engine stopped: {error}", retry_after=1) from None
         finally:
-            self._stream.close()
+            self.close()
+
+    async def accepted(self) -> None:
+        """Returns once the engine has taken the request; before that nothing has begun. Raises ApiError if it does not."""
+        try:
+            await self._stream.accepted()
+        except RefusedError as error:
+            self.close()
+            raise ApiError(error.status, str(error), retry_after=1 if error.status == 503 else None) from None
+        except EngineDeadError as error:
+            self.close()
+            raise ApiError(503, f"the engine stopped: {error}", retry_after=1) from None
+        except BaseException:
+            self.close()
+            raise
 
     async def whole(self) -> list[Answer]:
         """All answers, complete. Raises ApiError also when an answer ends with an error."""
@@ -100,21 +123,51 @@ class Answers:
                 raise ApiError(500, delta.message or "the request failed in the engine")
             if delta.finish_reason is not None:
                 answer.finish_reason, answer.stop_reason = delta.finish_reason, delta.stop_reason
+        if self.timed_out:
+            raise ApiError(504, f"the request did not end within {self._timeout:g} s")
         for answer, text in zip(answers, self._texts, strict=True):
             answer.text = text.text
         return answers
 
     def close(self) -> None:
         """Ends what still runs."""
+        if self._timer is not None:
+            self._timer.cancel()
         self._stream.close()
+
+    def _time_is_over(self) -> None:
+        self.timed_out = True
+        self._client.abort(self.rid)
+
+    def account(self) -> str:
+        """One line for the access log: what the request was, cost and waited for."""
+        line = f"{self.rid} prompt={self.num_prompt_tokens} cached={self.num_cached_tokens} output={self.num_output_tokens}"
+        if not self.accounts:
+            return f"{line} aborted"
+        began = min(one.arrival_time for one in self.accounts)
+        ended = max(one.finished_time for one in self.accounts)
+        preempted = sum(one.num_preemptions for one in self.accounts)
+        parts = [line, f"preempted={preempted}" if preempted else "", f"end={','.join(self.finish_reasons)}"]
+        for name, times in (
+            ("queue", [one.first_scheduled_time for one in self.accounts]),
+            ("ttft", [one.first_token_time for one in self.accounts]),
+        ):
+            first = min((time for time in times if time > 0), default=0.0)
+            if first:
+                parts.append(f"{name}={(first - began) * 1e3:.1f}ms")
+        parts.append(f"total={(ended - began) * 1e3:.1f}ms")
+        return " ".join(filter(None, parts))
 
     def _take(self, news: m.News) -> Delta | None:
         self.num_cached_tokens = max(self.num_cached_tokens, news.num_cached_tokens)
         if news.prompt_logprobs is not None:
             self.prompt_logprobs = news.prompt_logprobs
+        if news.pooled is not None:
+            self.pooled = news.pooled
         if news.account is not None:
             self.accounts.append(news.account)
-            self._metrics.account(news.account, news.finish_reason or "abort")
+            self.finish_reasons.append("stop" if self._ended[news.index] else news.finish_reason or "abort")
+            self._metrics.account(news.account, self.finish_reasons[-1])
             if len(self.accounts) == 1:  # n answers share one prompt
                 self._metrics.prompt_tokens.inc(self.num_prompt_tokens)
                 self._metrics.cached_tokens.inc(self.num_cached_tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any, TypeVar
 
 import msgspec
@@ -13,8 +14,9 @@ from stoker.server.settings import Limits
 
 T = TypeVar("T")
 
-_OPEN = b"[{"
-_CLOSE = b"]}"
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_INNERMOST = re.compile(rb"\[\]|\{\}")
+_ALL_BUT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:
@@ -39,34 +41,23 @@ async def _collect(request: Request, limits: Limits) -> bytes:
     return b"".join(chunks)
 
 
-def json_depth(data: bytes) -> int:
-    """How deeply brackets nest in a JSON text, strings left out. Linear, and no recursion."""
-    depth = deepest = 0
-    in_string = escaped = False
-    for byte in data:
-        if in_string:
-            if escaped:
-                escaped = False
-            elif byte == 0x5C:
-                escaped = True
-            elif byte == 0x22:
-                in_string = False
-        elif byte == 0x22:
-            in_string = True
-        elif byte in _OPEN:
-            depth += 1
-            deepest = max(deepest, depth)
-        elif byte in _CLOSE:
-            depth -= 1
-    return deepest
+def nests_deeper(data: bytes, limit: int) -> bool:
+    """Whether brackets nest deeper than `limit` in a JSON text, strings left out. Few passes over the text, no recursion."""
+    brackets = _STRING.sub(b"", data).translate(None, _ALL_BUT_BRACKETS)
+    for _ in range(limit):
+        left = _INNERMOST.sub(b"", brackets)
+        if len(left) == len(brackets):
+            break
+        brackets = left
+    # What is left nests deeper, or does not match: then it is no JSON and the decoder says so, unless it might recurse.
+    return brackets.count(b"[") + brackets.count(b"{") > limit
 
 
 def decode(data: bytes, kind: type[T], limits: Limits) -> T:
     """The body as `kind` (a msgspec Struct; unknown fields are ignored, as OpenAI's API does). 400 with the field's path."""
-    # Few brackets cannot nest deeply; only bodies with many are looked at byte by byte.
-    if (
-        data.count(b"[") + data.count(b"{") > limits.max_json_depth
-        and json_depth(data) > limits.max_json_depth
+    # Few brackets cannot nest deeply; only bodies with many are looked at.
+    if data.count(b"[") + data.count(b"{") > limits.max_json_depth and nests_deeper(
+        data, limits.max_json_depth
     ):
         raise bad_request(f"the JSON nests deeper than the {limits.max_json_depth} levels allowed")
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import msgspec
@@ -12,11 +12,12 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from stoker.server import messages as m
-from stoker.server.answers import Answer, Answers
+from stoker.server.answers import Answer, Answers, Delta
 from stoker.server.body import read
+from stoker.server.conversation import truncated
 from stoker.server.errors import ApiError, bad_request
 from stoker.server.protocol import CompletionRequest, sampling_params
-from stoker.server.sse import DONE, frame, with_first
+from stoker.server.sse import DONE, frame, stream_response
 from stoker.server.state import ServerState
 from stoker.text import Tokenizer
 
@@ -29,7 +30,13 @@ async def create_completion(request: Request, state: ServerState) -> Response:
         raise bad_request("suffix is not supported", "suffix")
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise bad_request(f"best_of={body.best_of}: only best_of equal to n is supported", "best_of")
-    prompts = await _prompts(body, state)
+    prompts = await encoded_prompts(
+        body.prompt,
+        state,
+        "prompt",
+        add_special_tokens=body.add_special_tokens,
+        keep=body.truncate_prompt_tokens,
+    )
     # echo with max_tokens=0 asks for the prompt's own logprobs: one token is sampled and dropped.
     only_prompt = bool(body.echo) and body.max_tokens == 0
     params = sampling_params(
@@ -40,29 +47,43 @@ async def create_completion(request: Request, state: ServerState) -> Response:
         prompt_logprobs=body.logprobs if body.echo else None,
         defaults=state.defaults,
     )
-    base = request.state.request_id or state.new_id("cmpl")
+    base = body.request_id or request.state.request_id or state.new_id("cmpl")
     jobs: list[Answers] = []
     try:
-        for prompt in prompts:
-            rid = state.new_id("cmpl") if len(prompts) > 1 or body.request_id is None else body.request_id
-            request.state.rids.append(rid)
+        for index, prompt in enumerate(prompts):
+            rid = base if index == 0 and body.request_id else state.new_id("cmpl")
             jobs.append(
                 state.submit(
-                    rid, prompt, params, priority=body.priority, cache_salt=body.cache_salt, tenant=body.user
+                    request,
+                    rid,
+                    prompt,
+                    params,
+                    priority=body.priority,
+                    cache_salt=body.cache_salt,
+                    tenant=body.user,
                 )
             )
+        for job in jobs:
+            await job.accepted()
     except BaseException:
         for job in jobs:
             job.close()
         raise
     completion = _Completion(base, model, body, prompts, jobs, state.tokenizer, params.n, only_prompt)
     if body.stream:
-        return await with_first(completion.stream())
+        return await stream_response(completion.stream())
     return Response(msgspec.json.encode(await completion.whole()), media_type="application/json")
 
 
-async def _prompts(body: CompletionRequest, state: ServerState) -> list[list[int]]:
-    given = body.prompt
+async def encoded_prompts(
+    given: str | Sequence[str | int | list[int]],
+    state: ServerState,
+    name: str,
+    *,
+    add_special_tokens: bool = True,
+    keep: int | None = None,
+) -> list[list[int]]:
+    """Token ids of what OpenAI's `prompt` and `input` may hold: a text, token ids, or a list of either."""
     texts: list[str | list[int]]
     if isinstance(given, str):
         texts = [given]
@@ -72,18 +93,21 @@ async def _prompts(body: CompletionRequest, state: ServerState) -> list[list[int
         texts = [one for one in given if not isinstance(one, int)]
         if len(texts) != len(given):
             raise bad_request(
-                "prompt mixes token ids with texts; give one list of ids, or a list of prompts", "prompt"
+                f"{name} mixes token ids with texts; give one list of ids, or a list of prompts", name
             )
     if not texts:
-        raise bad_request("the prompt is empty", "prompt")
+        raise bad_request(f"the {name} is empty", name)
     if len(texts) > state.settings.limits.max_prompts:
         raise bad_request(
-            f"{len(texts)} prompts: at most {state.settings.limits.max_prompts} are allowed", "prompt"
+            f"{len(texts)} prompts: at most {state.settings.limits.max_prompts} are allowed", name
         )
     return [
-        await state.encode(one, add_special_tokens=body.add_special_tokens)
-        if isinstance(one, str)
-        else list(one)
+        truncated(
+            await state.encode(one, add_special_tokens=add_special_tokens)
+            if isinstance(one, str)
+            else list(one),
+            keep,
+        )
         for one in texts
     ]
 
@@ -109,6 +133,7 @@ class _Completion:
         self._tokenizer = tokenizer
         self._n = n
         self._only_prompt = only_prompt
+        self._offsets = [0] * (n * len(prompts))
 
     async def whole(self) -> dict[str, Any]:
         """The response that does not stream."""
@@ -123,61 +148,94 @@ class _Completion:
             for index, (job, answers) in enumerate(zip(self._jobs, results, strict=True))
             for number, answer in enumerate(answers)
         ]
-        return {**self._head, "choices": choices, "usage": usage(self._jobs, drop_output=self._only_prompt)}
+        return {**self._head, "choices": choices, "usage": self._usage()}
+
+    def _usage(self) -> dict[str, Any]:
+        return usage(self._jobs, drop_output=self._only_prompt)
 
     def _choice(self, job: Answers, number: int, prompt: int, answer: Answer) -> dict[str, Any]:
-        text = "" if self._only_prompt else answer.text
-        token_ids = [] if self._only_prompt else answer.token_ids
-        entries: list[m.Logprobs | None] = [] if self._only_prompt else list(answer.logprobs)
-        if self._body.echo:
-            ids = self._prompts[prompt]
-            text = self._tokenizer.decode(ids) + text
-            token_ids = [*ids, *token_ids]
-            entries = [*(job.prompt_logprobs or [None] * len(ids)), *entries]
-        logprobs = None
-        if self._body.logprobs is not None:
-            logprobs = completion_logprobs(self._tokenizer, token_ids, entries, self._body.logprobs)
+        text, token_ids, entries = self._echoed(job, prompt)
+        if not self._only_prompt:
+            text, token_ids = text + answer.text, [*token_ids, *answer.token_ids]
+            entries = [*entries, *answer.logprobs]
         finish = "length" if self._only_prompt else answer.finish_reason
-        return {
-            "index": number,
-            "text": text,
-            "logprobs": logprobs,
-            "finish_reason": finish,
-            "stop_reason": answer.stop_reason,
-        }
+        choice = self._shown(
+            number, text, self._logprobs(number, token_ids, entries), finish, answer.stop_reason
+        )
+        if self._body.prompt_logprobs is not None:
+            choice["prompt_logprobs"] = prompt_logprobs(self._tokenizer, job.prompt_logprobs)
+        if self._body.return_token_ids:
+            choice |= {"prompt_token_ids": self._prompts[prompt], "token_ids": answer.token_ids}
+        return choice
+
+    def _echoed(self, job: Answers, prompt: int) -> tuple[str, list[int], list[m.Logprobs | None]]:
+        if not self._body.echo:
+            return "", [], []
+        ids = self._prompts[prompt]
+        return self._tokenizer.decode(ids), ids, list(job.prompt_logprobs or [None] * len(ids))
+
+    def _logprobs(
+        self, number: int, token_ids: list[int], entries: list[m.Logprobs | None]
+    ) -> dict[str, Any] | None:
+        if self._body.logprobs is None:
+            return None
+        found, self._offsets[number] = completion_logprobs(
+            self._tokenizer,
+            token_ids,
+            entries,
+            self._body.logprobs,
+            offset=self._offsets[number],
+            by_id=bool(self._body.return_tokens_as_token_ids),
+        )
+        return found
 
     async def stream(self) -> AsyncIterator[bytes]:
         """SSE frames; several prompts come interleaved, as their tokens come."""
         options = self._body.stream_options
+        if options is not None and options.include_usage and options.continuous_usage_stats:
+            self._head["usage"] = None
+        try:
+            frames = self._frames(0, self._jobs[0]) if len(self._jobs) == 1 else self._interleaved()
+            async for one in frames:
+                yield one
+            if options is not None and options.include_usage:
+                yield frame({**self._head, "choices": [], "usage": self._usage()})
+            yield DONE
+        finally:
+            for job in self._jobs:
+                job.close()
+
+    async def _frames(self, prompt: int, job: Answers) -> AsyncIterator[bytes]:
+        echoed = not self._body.echo
+        async for delta in job.deltas():
+            if delta.finish_reason == "error":
+                raise ApiError(500, delta.message or "the request failed in the engine")
+            if not echoed:  # with the first news, because that brings the prompt's logprobs
+                echoed = True
+                for number in range(prompt * self._n, (prompt + 1) * self._n):
+                    text, ids, entries = self._echoed(job, prompt)
+                    yield self._frame(self._shown(number, text, self._logprobs(number, ids, entries)))
+            yield self._frame(self._delta(prompt, delta))
+
+    def _delta(self, prompt: int, delta: Delta) -> dict[str, Any]:
+        number = prompt * self._n + delta.index
+        text, logprobs = "", None
+        if not self._only_prompt:
+            text = delta.text
+            if delta.token_ids:
+                logprobs = self._logprobs(number, delta.token_ids, list(delta.logprobs or ()))
+        choice = self._shown(number, text, logprobs, delta.finish_reason, delta.stop_reason)
+        if self._body.return_token_ids:
+            choice["token_ids"] = delta.token_ids
+        return choice
+
+    async def _interleaved(self) -> AsyncIterator[bytes]:
         queue: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue()
 
         async def pump(prompt: int, job: Answers) -> None:
             try:
-                if self._body.echo:
-                    for number in range(self._n):
-                        queue.put_nowait(
-                            self._frame(
-                                prompt * self._n + number, self._tokenizer.decode(self._prompts[prompt])
-                            )
-                        )
-                async for delta in job.deltas():
-                    if delta.finish_reason == "error":
-                        raise ApiError(500, delta.message or "the request failed in the engine")
-                    text = "" if self._only_prompt else delta.text
-                    logprobs = None
-                    if self._body.logprobs is not None and delta.token_ids and not self._only_prompt:
-                        logprobs = completion_logprobs(
-                            self._tokenizer, delta.token_ids, list(delta.logprobs or ()), self._body.logprobs
-                        )
-                    queue.put_nowait(
-                        self._frame(
-                            prompt * self._n + delta.index,
-                            text,
-                            logprobs,
-                            delta.finish_reason,
-                            delta.stop_reason,
-                        )
-                    )
+                async for one in self._frames(prompt, job):
+                    queue.put_nowait(one)
                 queue.put_nowait(None)
             except Exception as error:
                 queue.put_nowait(error)
@@ -193,58 +251,88 @@ class _Completion:
                     raise item
                 else:
                     yield item
-            if options is not None and options.include_usage:
-                yield frame(
-                    {**self._head, "choices": [], "usage": usage(self._jobs, drop_output=self._only_prompt)}
-                )
-            yield DONE
         finally:
             for task in tasks:
                 task.cancel()
-            for job in self._jobs:
-                job.close()
 
-    def _frame(
-        self,
+    def _frame(self, choice: dict[str, Any]) -> bytes:
+        if "usage" in self._head:
+            self._head["usage"] = self._usage()
+        return frame({**self._head, "choices": [choice]})
+
+    @staticmethod
+    def _shown(
         index: int,
         text: str,
         logprobs: Any = None,
         finish: str | None = None,
         stop_reason: int | str | None = None,
-    ) -> bytes:
-        choice = {
+    ) -> dict[str, Any]:
+        return {
             "index": index,
             "text": text,
             "logprobs": logprobs,
             "finish_reason": finish,
             "stop_reason": stop_reason,
         }
-        return frame({**self._head, "choices": [choice]})
+
+
+def token_name(tokenizer: Tokenizer, token_id: int, by_id: bool) -> str:
+    """A token in logprobs: its text, or "token_id:N" (vLLM's return_tokens_as_token_ids)."""
+    return f"token_id:{token_id}" if by_id else tokenizer.token_text(token_id)
 
 
 def completion_logprobs(
-    tokenizer: Tokenizer, token_ids: list[int], entries: list[m.Logprobs | None], top: int
-) -> dict[str, Any]:
-    """The completions API's logprobs: parallel lists over the tokens."""
-    tokens = [tokenizer.token_text(one) for one in token_ids]
-    offsets, offset = [], 0
-    for token in tokens:
+    tokenizer: Tokenizer,
+    token_ids: list[int],
+    entries: list[m.Logprobs | None],
+    top: int,
+    *,
+    offset: int = 0,
+    by_id: bool = False,
+) -> tuple[dict[str, Any], int]:
+    """The completions API's logprobs (parallel lists over the tokens), and the text offset behind them."""
+    tokens = [token_name(tokenizer, one, by_id) for one in token_ids]
+    offsets = []
+    for one in token_ids:
         offsets.append(offset)
-        offset += len(token)
-    return {
+        offset += len(tokenizer.token_text(one))
+    found = {
         "tokens": tokens,
         "token_logprobs": [None if entry is None else entry.logprobs[0] for entry in entries],
         "top_logprobs": [
             None
             if entry is None
             else {
-                tokenizer.token_text(one): value
-                for one, value in list(zip(entry.token_ids, entry.logprobs, strict=True))[: top + 1]
+                token_name(tokenizer, one, by_id): value
+                for one, value in reversed(list(zip(entry.token_ids, entry.logprobs, strict=True))[: top + 1])
             }
             for entry in entries
         ],
         "text_offset": offsets,
     }
+    return found, offset
+
+
+def prompt_logprobs(
+    tokenizer: Tokenizer, entries: list[m.Logprobs | None] | None
+) -> list[dict[str, Any] | None]:
+    """vLLM's prompt_logprobs: for each prompt token its candidates by id; the first has none."""
+    return [
+        None
+        if entry is None
+        else {
+            str(one): {
+                "logprob": value,
+                "rank": entry.rank if place == 0 else place,
+                "decoded_token": tokenizer.token_text(one),
+            }
+            for place, (one, value) in reversed(
+                list(enumerate(zip(entry.token_ids, entry.logprobs, strict=True)))
+            )
+        }
+        for entry in entries or ()
+    ]
 
 
 def usage(jobs: list[Answers], *, drop_output: bool = False) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import zmq
 import zmq.asyncio
@@ -31,12 +32,13 @@ class RefusedError(ValueError):
 class Stream:
     """The news of one request as they come; ends by itself after the last answer ended."""
 
-    __slots__ = ("_client", "_event", "_failure", "_news", "answers_left", "rid")
+    __slots__ = ("_accepted", "_client", "_event", "_failure", "_news", "answers_left", "rid")
 
     def __init__(self, client: EngineClient, rid: str, n: int) -> None:
         self._client = client
         self._news: list[m.News] = []
         self._event = asyncio.Event()
+        self._accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._failure: Exception | None = None
         self.rid = rid
         self.answers_left = n
@@ -45,11 +47,25 @@ class Stream:
         """Called by the client's receiver."""
         self._news.append(news)
         self._event.set()
+        self.accept()
+
+    def accept(self) -> None:
+        """The engine has taken the request."""
+        if not self._accepted.done():
+            self._accepted.set_result(None)
 
     def fail(self, error: Exception) -> None:
         """Ends the stream with an error."""
         self._failure = error
         self._event.set()
+        self.accept()
+
+    async def accepted(self) -> None:
+        """Returns once the engine has taken the request. Raises RefusedError or EngineDeadError if it does not."""
+        await self._accepted
+        if self._failure is not None and not self._news:
+            self.answers_left = 0
+            raise self._failure
 
     async def batches(self) -> AsyncIterator[list[m.News]]:
         """All news that came since the last look, at least one. Raises RefusedError or EngineDeadError."""
@@ -82,7 +98,7 @@ class EngineClient:
         self._folder = folder
         self._streams: dict[str, Stream] = {}
         self._tickets = itertools.count(1)
-        self._asked: dict[int, asyncio.Future[m.Stats]] = {}
+        self._asked: dict[int, asyncio.Future[Any]] = {}
         self._context = zmq.asyncio.Context()
         self._out: zmq.asyncio.Socket | None = None
         self._in: zmq.asyncio.Socket | None = None
@@ -138,6 +154,7 @@ class EngineClient:
         priority: int = 0,
         cache_salt: str | None = None,
         tenant: str | None = None,
+        pool: bool = False,
     ) -> Stream:
         """Sends a request; its news come through the stream. Raises EngineDeadError while no engine is up."""
         if self.ready is None:
@@ -147,7 +164,7 @@ class EngineClient:
         stream = Stream(self, rid, params.n)
         self._streams[rid] = stream
         ids = array.array("i", token_ids).tobytes()
-        self._send(m.Submit(self.worker, rid, ids, params, priority, cache_salt, tenant))
+        self._send(m.Submit(self.worker, rid, ids, params, priority, cache_salt, tenant, pool))
         return stream
 
     def abort(self, rid: str, index: int | None = None) -> None:
@@ -163,13 +180,23 @@ class EngineClient:
 
     async def stats(self, timeout: float = 1.0) -> m.Stats:
         """A look at the engine. Raises TimeoutError if it does not answer, EngineDeadError if it is down."""
+        ticket = next(self._tickets)
+        answer: m.Stats = await self._ask(m.AskStats(self.worker, ticket), ticket, timeout)
+        return answer
+
+    async def looks(self, rid: str = "", max_waiting: int = 256, timeout: float = 5.0) -> m.Looks:
+        """How requests stand and why they wait. Raises as `stats` does."""
+        ticket = next(self._tickets)
+        answer: m.Looks = await self._ask(m.AskLooks(self.worker, ticket, rid, max_waiting), ticket, timeout)
+        return answer
+
+    async def _ask(self, question: m.ToEngine, ticket: int, timeout: float) -> Any:
         if self.ready is None:
             raise EngineDeadError(self.down_reason)
-        ticket = next(self._tickets)
-        future: asyncio.Future[m.Stats] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._asked[ticket] = future
         try:
-            self._send(m.AskStats(self.worker, ticket))
+            self._send(question)
             return await asyncio.wait_for(future, timeout)
         finally:
             self._asked.pop(ticket, None)
@@ -188,11 +215,15 @@ class EngineClient:
                     stream = self._streams.get(news.rid)
                     if stream is not None:
                         stream.put(news)
+            elif isinstance(message, m.Accepted):
+                stream = self._streams.get(message.rid)
+                if stream is not None:
+                    stream.accept()
             elif isinstance(message, m.Refused):
                 stream = self._streams.get(message.rid)
                 if stream is not None:
                     stream.fail(RefusedError(message.status, message.message))
-            elif isinstance(message, m.Stats):
+            elif isinstance(message, m.Stats | m.Looks):
                 future = self._asked.get(message.ticket)
                 if future is not None and not future.done():
                     future.set_result(message)

@@ -46,10 +46,10 @@ class ApiError(Exception):
         kind = _TYPES.get(self.status, "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
-    def response(self) -> Response:
-        """The HTTP response."""
+    def response(self, body: dict[str, Any] | None = None) -> Response:
+        """The HTTP response; `body` where an API has a shape of its own for errors."""
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
-        return Response(msgspec.json.encode(self.body()), self.status, headers, "application/json")
+        return Response(msgspec.json.encode(body or self.body()), self.status, headers, "application/json")
 
 
 def bad_request(message: str, param: str | None = None) -> ApiError:

@@ -10,16 +10,25 @@ import time
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from stoker.server.answers import Answers
+from stoker.server.anthropic import error_body
 from stoker.server.errors import ApiError
 from stoker.server.state import ServerState
 
 log = logging.getLogger("stoker.server")
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _OPEN_PATHS = frozenset({"/health", "/ready", "/version", "/"})
+# Asked again and again by probes and pages: logged only when they fail.
+_QUIET_PATHS = frozenset({"/health", "/ready", "/metrics", "/v1/requests"})
+
+
+def _printable(path: str) -> str:
+    return path if path.isascii() and path.isprintable() else ascii(path)
 
 
 class Guard:
-    """Middleware. Leaves `request.state.request_id` (the client's, or None) and `request.state.rids` for the endpoints."""
+    """Middleware. Leaves `request.state.request_id` (the client's, or None) and `request.state.jobs` (a list that takes the
+    Answers made for the request) for the endpoints."""
 
     def __init__(self, app: ASGIApp, state: ServerState) -> None:
         self._app = app
@@ -33,17 +42,17 @@ class Guard:
         headers = Headers(scope=scope)
         given = headers.get("x-request-id")
         request_id = given if given and _REQUEST_ID.fullmatch(given) else None
-        rids: list[str] = []
-        scope.setdefault("state", {}).update(request_id=request_id, rids=rids)
-        began = time.perf_counter()
+        jobs: list[Answers] = []
+        scope.setdefault("state", {}).update(request_id=request_id, jobs=jobs)
+        began = time.monotonic()
         status = 500
 
         async def send_on(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                if request_id:
-                    MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                if request_id or jobs:
+                    MutableHeaders(scope=message)["X-Request-Id"] = request_id or jobs[0].rid
             await send(message)
 
         try:
@@ -53,13 +62,19 @@ class Guard:
                 error = ApiError(
                     401, "a valid API key is needed (Authorization: Bearer KEY)", code="invalid_api_key"
                 )
-                await error.response()(scope, receive, send_on)
+                body = error_body(error) if scope["path"].startswith("/v1/messages") else None
+                await error.response(body)(scope, receive, send_on)
         finally:
             path = getattr(scope.get("route"), "path", "other")
             self._state.metrics.http_requests.labels(path, str(status)).inc()
-            if self._state.settings.access_log:
-                took = (time.perf_counter() - began) * 1e3
-                log.info("%s %s %d %.1f ms %s", scope["method"], scope["path"], status, took, ",".join(rids))
+            if self._state.settings.access_log and not (status == 200 and path in _QUIET_PATHS):
+                took = (time.monotonic() - began) * 1e3
+                account = "; ".join(job.account() for job in jobs)
+                log.info(
+                    "%s %s %d %.1f ms %s", scope["method"], _printable(scope["path"]), status, took, account
+                )
+            if self._state.traces.on and path not in _QUIET_PATHS:
+                self._state.traces.request(f"{scope['method']} {path}", status, began, dict(headers), jobs)
 
     def _allowed(self, path: str, headers: Headers) -> bool:
         if not self._keys or path in _OPEN_PATHS:

@@ -8,7 +8,7 @@ import msgspec
 
 from stoker.sampling_params import SamplingParams
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Both ends say it in their first message; a mismatch ends the connection with both numbers."""
 
 
@@ -22,6 +22,8 @@ class Submit(msgspec.Struct, array_like=True, tag="submit"):
     priority: int = 0
     cache_salt: str | None = None
     tenant: str | None = None
+    pool: bool = False
+    """An embedding: the answer is a vector, nothing is sampled."""
 
 
 class Abort(msgspec.Struct, array_like=True, tag="abort"):
@@ -52,7 +54,16 @@ class AskStats(msgspec.Struct, array_like=True, tag="stats"):
     ticket: int
 
 
-ToEngine = Submit | Abort | Hello | Goodbye | AskStats
+class AskLooks(msgspec.Struct, array_like=True, tag="looks"):
+    """The engine answers with Looks. `rid` empty: all that hold a place, and at most `max_waiting` of the queue."""
+
+    worker: int
+    ticket: int
+    rid: str = ""
+    max_waiting: int = 256
+
+
+ToEngine = Submit | Abort | Hello | Goodbye | AskStats | AskLooks
 
 
 class Logprobs(msgspec.Struct, array_like=True):
@@ -86,12 +97,19 @@ class News(msgspec.Struct, array_like=True):
     logprobs: list[Logprobs] | None = None
     prompt_logprobs: list[Logprobs | None] | None = None
     account: Account | None = None
+    pooled: list[float] | None = None
 
 
 class Step(msgspec.Struct, array_like=True, tag="step"):
     """The news of all this worker's answers: one message a step."""
 
     news: list[News]
+
+
+class Accepted(msgspec.Struct, array_like=True, tag="accepted"):
+    """A request is in the engine's inbox: from here on it ends by its news."""
+
+    rid: str
 
 
 class Refused(msgspec.Struct, array_like=True, tag="refused"):
@@ -120,7 +138,49 @@ class Stats(msgspec.Struct, array_like=True, tag="stats"):
     ticket: int
     values: dict[str, float]
     loop_age: float
-    """Seconds since the loop last took a turn with work to do."""
+    """Seconds since the loop was last seen to take a step, or to have nothing to do."""
+
+
+class Look(msgspec.Struct, array_like=True):
+    """How one answer stands in the engine. Times are seconds; None: has not happened."""
+
+    rid: str
+    """Of answer i of n: `rid/i`."""
+    tenant: str
+    state: str
+    """waiting | running | retracted | swapping_out | swapped | swapping_in"""
+    prefilling: bool
+    wait_code: str
+    """Why it is not in the step; none: it is. docs/server.md lists the codes."""
+    wait: str
+    """The same as a sentence."""
+    needed: int
+    free: int
+    evictable: int
+    place: int
+    """In the waiting queue, from 0; -1: not in it."""
+    prompt_len: int
+    num_outputs: int
+    computed: int
+    length_limit: int
+    num_blocks: int
+    priority: float
+    age: float
+    queue_time: float | None
+    time_to_first_token: float | None
+    prefill_steps: int
+    decode_steps: int
+    retractions: int
+    swaps: int
+    cached_tokens: int
+
+
+class Looks(msgspec.Struct, array_like=True, tag="looks"):
+    """How the answers stand, and the numbers of Stats. `looks` None: the loop did not answer in time."""
+
+    ticket: int
+    looks: list[Look] | None
+    values: dict[str, float]
 
 
 class EngineDown(msgspec.Struct, array_like=True, tag="down"):
@@ -129,7 +189,7 @@ class EngineDown(msgspec.Struct, array_like=True, tag="down"):
     reason: str
 
 
-ToWorker = Step | Refused | Ready | Stats | EngineDown
+ToWorker = Step | Accepted | Refused | Ready | Stats | Looks | EngineDown
 
 _encoder = msgspec.msgpack.Encoder()
 encode = _encoder.encode

@@ -48,6 +48,16 @@ class Sampling(msgspec.Struct, kw_only=True):
     spaces_between_special_tokens: bool = True
     response_format: dict[str, Any] | None = None
     request_id: str | None = None
+    truncate_prompt_tokens: int | None = None
+    """Keep this many of the prompt's last tokens; -1: all."""
+    prompt_logprobs: int | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    # Known from vLLM and not built: an error that says so, never ignored.
+    use_beam_search: bool = False
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    logits_processors: list[Any] | None = None
 
 
 class CompletionRequest(Sampling, kw_only=True):
@@ -78,6 +88,27 @@ class ChatRequest(Sampling, kw_only=True):
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: str | None = None
+    include_reasoning: bool = True
+    echo: bool = False
+    documents: list[dict[str, Any]] | None = None
+    chat_template: str | None = None
+    functions: list[dict[str, Any]] | None = None
+    modalities: list[str] | None = None
+
+
+class EmbeddingsRequest(msgspec.Struct, kw_only=True):
+    """POST /v1/embeddings."""
+
+    input: str | list[str | int | list[int]]
+    """A text, token ids, or a list of either."""
+    model: str | None = None
+    encoding_format: str = "float"
+    dimensions: int | None = None
+    user: str | None = None
+    priority: int = 0
+    cache_salt: str | None = None
+    truncate_prompt_tokens: int | None = None
+    add_special_tokens: bool = True
 
 
 class TokenizeRequest(msgspec.Struct, kw_only=True):
@@ -86,8 +117,11 @@ class TokenizeRequest(msgspec.Struct, kw_only=True):
     model: str | None = None
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
+    continue_final_message: bool = False
     return_token_strs: bool = False
 
 
@@ -105,9 +139,13 @@ def sampling_params(
     max_tokens: int | None,
     logprobs: int | None = None,
     prompt_logprobs: int | None = None,
+    skip_special_tokens: bool | None = None,
     defaults: dict[str, Any],
 ) -> SamplingParams:
     """The SamplingParams of a body. `defaults` come from the checkpoint's generation_config. 400 for what is not allowed."""
+    for name in ("use_beam_search", "allowed_token_ids", "bad_words", "logits_processors"):
+        if getattr(body, name):
+            raise bad_request(f"{name} is not built here", name)
     n = 1 if body.n is None else body.n
     if not 1 <= n <= limits.max_n:
         raise bad_request(f"n={n}: 1 to {limits.max_n} are allowed", "n")
@@ -118,8 +156,16 @@ def sampling_params(
         raise bad_request(
             f"a stop string is longer than the {limits.max_stop_chars} characters allowed", "stop"
         )
-    if logprobs is not None and not 0 <= logprobs <= limits.max_logprobs:
-        raise bad_request(f"logprobs={logprobs}: 0 to {limits.max_logprobs} are allowed", "logprobs")
+    if prompt_logprobs is None:
+        prompt_logprobs = body.prompt_logprobs
+    for name, count in (("logprobs", logprobs), ("prompt_logprobs", prompt_logprobs)):
+        if count is not None and not 0 <= count <= limits.max_logprobs:
+            raise bad_request(f"{name}={count}: 0 to {limits.max_logprobs} are allowed", name)
+    if len(body.stop_token_ids or ()) > limits.max_stop_token_ids:
+        raise bad_request(
+            f"{len(body.stop_token_ids or ())} stop_token_ids: at most {limits.max_stop_token_ids} are allowed",
+            "stop_token_ids",
+        )
     given: dict[str, Any] = {
         "temperature": body.temperature,
         "top_p": body.top_p,
@@ -143,11 +189,14 @@ def sampling_params(
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
             logit_bias=_logit_bias(body, limits),
-            skip_special_tokens=body.skip_special_tokens,
+            skip_special_tokens=body.skip_special_tokens
+            if skip_special_tokens is None
+            else skip_special_tokens,
             **values,
         )
     except (ValueError, TypeError, OverflowError) as error:
-        raise bad_request(str(error)) from None
+        name = str(error).partition("=")[0]
+        raise bad_request(str(error), name if name.isidentifier() else None) from None
 
 
 def _logit_bias(body: Sampling, limits: Limits) -> dict[int, float] | None:
@@ -160,7 +209,7 @@ def _logit_bias(body: Sampling, limits: Limits) -> dict[int, float] | None:
         )
     bias: dict[int, float] = {}
     for key, value in body.logit_bias.items():
-        if not key.isdecimal() or int(key) > MAX_TOKEN_ID:
+        if not key.isdecimal() or len(key) > 10 or int(key) > MAX_TOKEN_ID:
             raise bad_request(f"logit_bias key {key!r}: token ids are allowed", "logit_bias")
         bias[int(key)] = max(-100.0, min(100.0, value))
     return bias

@@ -1,65 +1,85 @@
-"""POST /v1/responses: OpenAI's Responses API for text, without stored state; streaming in its named events."""
+"""POST /v1/responses: OpenAI's Responses API without stored state: text, reasoning and function calls, streaming in its named
+events."""
 
 from __future__ import annotations
 
 import itertools
+import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import msgspec
 from fastapi import Request
 from fastapi.responses import Response
 
-from stoker.server.answers import Answers
 from stoker.server.body import read
-from stoker.server.chat import checked_messages
+from stoker.server.chat import template_kwargs
+from stoker.server.conversation import ChatRun, Conversation, needs_special_tokens, start
 from stoker.server.errors import ApiError, bad_request
+from stoker.server.parsers import Piece
 from stoker.server.protocol import Sampling, sampling_params
-from stoker.server.sse import named_frame, with_first
+from stoker.server.sse import named_frame, stream_response
 from stoker.server.state import ServerState
 
 
-class ResponsesRequest(msgspec.Struct, kw_only=True):
+class ResponsesRequest(Sampling, kw_only=True):
     """The body."""
 
     input: str | list[dict[str, Any]]
-    model: str | None = None
     instructions: str | None = None
     max_output_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    stream: bool | None = False
-    user: str | None = None
     previous_response_id: str | None = None
+    conversation: str | dict[str, Any] | None = None
+    background: bool | None = False
     store: bool | None = None
     metadata: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning: dict[str, Any] | None = None
+    text: dict[str, Any] | None = None
 
 
 async def create_response(request: Request, state: ServerState) -> Response:
     """The endpoint."""
     body = await read(request, ResponsesRequest, state.settings.limits)
     model = state.check_model(body.model)
-    if body.previous_response_id is not None:
-        raise bad_request(
-            "responses are not stored here; send the whole conversation in input", "previous_response_id"
-        )
-    messages = _messages(body)
-    try:
-        text = state.template.render(checked_messages(messages, state), add_generation_prompt=True)
-    except (ValueError, TypeError) as error:
-        raise bad_request(f"the chat template refuses this input: {error}", "input") from None
-    sampling = Sampling(temperature=body.temperature, top_p=body.top_p, user=body.user)
-    params = sampling_params(
-        sampling, state.settings.limits, max_tokens=body.max_output_tokens, defaults=state.defaults
+    for name in ("previous_response_id", "conversation"):
+        if getattr(body, name) is not None:
+            raise bad_request(
+                f"{name}: responses are not stored here; send the whole conversation in input", name
+            )
+    if body.background:
+        raise bad_request("background responses are not built here", "background")
+    if (body.n or 1) != 1:
+        raise bad_request(f"n={body.n}: a response has one answer", "n")
+    effort = (body.reasoning or {}).get("effort")
+    conversation = Conversation(
+        messages=_messages(body),
+        tools=[_chat_tool(tool, index) for index, tool in enumerate(body.tools or ())],
+        tool_choice=body.tool_choice,
+        parallel_tool_calls=body.parallel_tool_calls is not False,
+        template_kwargs=template_kwargs(None, effort if isinstance(effort, str) else None),
     )
-    rid = state.new_id("resp")
-    request.state.rids.append(rid)
-    prompt = await state.encode(text, add_special_tokens=False)
-    response = _Response(rid, model, body, state.submit(rid, prompt, params, tenant=body.user))
+    params = sampling_params(
+        body,
+        state.settings.limits,
+        max_tokens=body.max_output_tokens,
+        skip_special_tokens=False if needs_special_tokens(state, conversation) else None,
+        defaults=state.defaults,
+    )
+    run = await start(request, state, state.new_id("resp"), conversation, body, params)
+    response = _Response(model, body, run)
     if body.stream:
-        return await with_first(response.stream())
+        return await stream_response(response.stream(), response.error_event)
     return Response(msgspec.json.encode(await response.whole()), media_type="application/json")
+
+
+def _chat_tool(tool: dict[str, Any], index: int) -> dict[str, Any]:
+    if tool.get("type") != "function":
+        raise bad_request(f"tools[{index}] is of type {tool.get('type')!r}; only function is served", "tools")
+    return {"type": "function", "function": {k: v for k, v in tool.items() if k not in ("type", "strict")}}
 
 
 def _messages(body: ResponsesRequest) -> list[dict[str, Any]]:
@@ -69,22 +89,36 @@ def _messages(body: ResponsesRequest) -> list[dict[str, Any]]:
     if isinstance(body.input, str):
         return [*messages, {"role": "user", "content": body.input}]
     for index, item in enumerate(body.input):
-        if item.get("type", "message") != "message":
+        kind = item.get("type", "message")
+        if kind == "message":
+            messages.append({"role": item.get("role"), "content": item.get("content")})
+        elif kind == "function_call":
+            function = {"name": item.get("name"), "arguments": item.get("arguments")}
+            call = {"id": item.get("call_id"), "type": "function", "function": function}
+            if messages and messages[-1].get("tool_calls"):
+                messages[-1]["tool_calls"].append(call)
+            else:
+                messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
+        elif kind == "function_call_output":
+            output = item.get("output")
+            messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": output})
+        elif kind != "reasoning":  # what a model thought before is not shown to it again
             raise bad_request(
-                f"input[{index}] is of type {item.get('type')!r}; only messages are served", "input"
+                f"input[{index}] is of type {kind!r}; allowed are messages and function calls", "input"
             )
-        messages.append({"role": item.get("role"), "content": item.get("content")})
     return messages
 
 
 class _Response:
-    """One response in the making."""
+    """One response in the making: output items grow one after another."""
 
-    def __init__(self, rid: str, model: str, body: ResponsesRequest, answers: Answers) -> None:
-        self._answers = answers
-        self._item = f"msg_{rid.removeprefix('resp-')}"
+    def __init__(self, model: str, body: ResponsesRequest, run: ChatRun) -> None:
+        self._run = run
+        self._items: list[dict[str, Any]] = []
+        self._numbers = itertools.count()
+        self._reasoning_tokens = 0
         self._head: dict[str, Any] = {
-            "id": rid,
+            "id": run.rid,
             "object": "response",
             "created_at": int(time.time()),
             "model": model,
@@ -93,66 +127,154 @@ class _Response:
             "temperature": body.temperature,
             "top_p": body.top_p,
             "metadata": body.metadata or {},
-            "parallel_tool_calls": False,
-            "tool_choice": "none",
-            "tools": [],
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
+            "tool_choice": body.tool_choice or "auto",
+            "tools": body.tools or [],
+            "reasoning": body.reasoning,
+            "text": body.text or {"format": {"type": "text"}},
+            "store": False,
+            "background": False,
+            "previous_response_id": None,
+            "truncation": "disabled",
+            "user": body.user,
             "error": None,
             "incomplete_details": None,
+            "usage": None,
         }
 
-    def _message(self, text: str, status: str) -> dict[str, Any]:
-        part = {"type": "output_text", "text": text, "annotations": []}
-        return {"type": "message", "id": self._item, "role": "assistant", "status": status, "content": [part]}
-
-    def _done(self, text: str, finish: str) -> dict[str, Any]:
-        answers = self._answers
-        status = "incomplete" if finish == "length" else "completed"
+    def _done(self, finish: str) -> dict[str, Any]:
+        answers = self._run.answers
+        complete = finish in ("stop", "tool_calls")
+        why = "max_output_tokens" if finish == "length" else finish
         return {
             **self._head,
-            "status": status,
-            "incomplete_details": {"reason": "max_output_tokens"} if finish == "length" else None,
-            "output": [self._message(text, status)],
+            "status": "completed" if complete else "incomplete",
+            "incomplete_details": None if complete else {"reason": why},
+            "output": self._items,
             "usage": {
                 "input_tokens": answers.num_prompt_tokens,
                 "input_tokens_details": {"cached_tokens": answers.num_cached_tokens},
                 "output_tokens": answers.num_output_tokens,
-                "output_tokens_details": {"reasoning_tokens": 0},
+                "output_tokens_details": {"reasoning_tokens": self._reasoning_tokens},
                 "total_tokens": answers.num_prompt_tokens + answers.num_output_tokens,
             },
         }
 
     async def whole(self) -> dict[str, Any]:
         """The response that does not stream."""
-        (answer,) = await self._answers.whole()
-        return self._done(answer.text, answer.finish_reason)
+        ((answer, pieces),) = await self._run.whole()
+        for _ in self._grow(pieces):
+            pass
+        for _ in self._close_item("completed" if answer.finish_reason != "length" else "incomplete"):
+            pass
+        self._need_an_item()
+        return self._done(answer.finish_reason)
+
+    def error_event(self, error: ApiError) -> bytes:
+        """How a stream ends with an error."""
+        failure = {"code": "server_error", "message": error.message}
+        failed = {**self._head, "status": "failed", "error": failure, "output": self._items}
+        return self._event("response.failed", response=failed)
 
     async def stream(self) -> AsyncIterator[bytes]:
         """SSE frames with their event names and sequence numbers."""
-        numbers = itertools.count()
-
-        def event(kind: str, **fields: Any) -> bytes:
-            return named_frame(kind, {"type": kind, "sequence_number": next(numbers), **fields})
-
-        place = {"item_id": self._item, "output_index": 0, "content_index": 0}
-        empty = {"type": "output_text", "text": "", "annotations": []}
         begun = {**self._head, "status": "in_progress", "output": []}
-        yield event("response.created", response=begun)
-        yield event("response.in_progress", response=begun)
-        item = {**self._message("", "in_progress"), "content": []}
-        yield event("response.output_item.added", output_index=0, item=item)
-        yield event("response.content_part.added", **place, part=empty)
-        pieces: list[str] = []
+        yield self._event("response.created", response=begun)
+        yield self._event("response.in_progress", response=begun)
         finish = "stop"
-        async for delta in self._answers.deltas():
-            if delta.finish_reason == "error":
-                raise ApiError(500, delta.message or "the request failed in the engine")
-            if delta.text:
-                pieces.append(delta.text)
-                yield event("response.output_text.delta", **place, delta=delta.text, logprobs=[])
+        async for delta, pieces in self._run.pieces():
+            for event in self._grow(pieces, len(delta.token_ids)):
+                yield event
             finish = delta.finish_reason or finish
-        text = "".join(pieces)
-        done = self._done(text, finish)
-        yield event("response.output_text.done", **place, text=text, logprobs=[])
-        yield event("response.content_part.done", **place, part={**empty, "text": text})
-        yield event("response.output_item.done", output_index=0, item=done["output"][0])
-        yield event("response.incomplete" if finish == "length" else "response.completed", response=done)
+        for event in self._close_item("incomplete" if finish == "length" else "completed"):
+            yield event
+        self._need_an_item()
+        done = self._done(finish)
+        yield self._event(
+            "response.completed" if done["status"] == "completed" else "response.incomplete", response=done
+        )
+
+    def _event(self, kind: str, **fields: Any) -> bytes:
+        return named_frame(kind, {"type": kind, "sequence_number": next(self._numbers), **fields})
+
+    def _need_an_item(self) -> None:
+        if not self._items:  # an answer that ended at once is an empty message
+            self._items.append(_message("", "completed"))
+
+    def _grow(self, pieces: list[Piece], num_tokens: int = 0) -> Iterator[bytes]:
+        for piece in pieces:
+            if piece.call is not None:
+                yield from self._close_item("completed")
+                call = {
+                    "type": "function_call",
+                    "id": f"fc_{secrets.token_hex(12)}",
+                    "call_id": piece.call.id,
+                    "name": piece.call.name,
+                    "arguments": "",
+                    "status": "in_progress",
+                }
+                yield from self._open_item(call)
+                call["arguments"] = piece.call.arguments
+                place = {"item_id": call["id"], "output_index": len(self._items) - 1}
+                yield self._event(
+                    "response.function_call_arguments.delta", **place, delta=piece.call.arguments
+                )
+                yield self._event(
+                    "response.function_call_arguments.done",
+                    **place,
+                    name=piece.call.name,
+                    arguments=piece.call.arguments,
+                )
+                yield from self._close_item("completed")
+            elif piece.reasoning:
+                self._reasoning_tokens += num_tokens
+                yield from self._grow_text("reasoning", piece.reasoning)
+            else:
+                yield from self._grow_text("message", piece.content)
+
+    def _grow_text(self, kind: str, text: str) -> Iterator[bytes]:
+        item = self._items[-1] if self._items and self._items[-1]["status"] == "in_progress" else None
+        if item is None or item["type"] != kind:
+            yield from self._close_item("completed")
+            item = _message("", "in_progress") if kind == "message" else _reasoning("", "in_progress")
+            part = item["content"].pop()
+            yield from self._open_item(item)
+            item["content"].append(part)
+            yield self._event("response.content_part.added", **self._place(), part=part)
+        item["content"][0]["text"] += text
+        if kind == "message":
+            yield self._event("response.output_text.delta", **self._place(), delta=text, logprobs=[])
+        else:
+            yield self._event("response.reasoning_text.delta", **self._place(), delta=text)
+
+    def _place(self) -> dict[str, Any]:
+        return {"item_id": self._items[-1]["id"], "output_index": len(self._items) - 1, "content_index": 0}
+
+    def _open_item(self, item: dict[str, Any]) -> Iterator[bytes]:
+        self._items.append(item)
+        yield self._event("response.output_item.added", output_index=len(self._items) - 1, item=item)
+
+    def _close_item(self, status: str) -> Iterator[bytes]:
+        if not self._items or self._items[-1]["status"] != "in_progress":
+            return
+        item = self._items[-1]
+        item["status"] = status
+        if item["type"] != "function_call":
+            part = item["content"][0]
+            kind = "output_text" if item["type"] == "message" else "reasoning_text"
+            extra: dict[str, Any] = {"logprobs": []} if kind == "output_text" else {}
+            yield self._event(f"response.{kind}.done", **self._place(), text=part["text"], **extra)
+            yield self._event("response.content_part.done", **self._place(), part=part)
+        yield self._event("response.output_item.done", output_index=len(self._items) - 1, item=item)
+
+
+def _message(text: str, status: str) -> dict[str, Any]:
+    part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    name = f"msg_{secrets.token_hex(12)}"
+    return {"type": "message", "id": name, "role": "assistant", "status": status, "content": [part]}
+
+
+def _reasoning(text: str, status: str) -> dict[str, Any]:
+    part = {"type": "reasoning_text", "text": text}
+    name = f"rs_{secrets.token_hex(12)}"
+    return {"type": "reasoning", "id": name, "summary": [], "status": status, "content": [part]}

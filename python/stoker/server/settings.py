@@ -15,6 +15,8 @@ class Limits:
     max_stop_chars: int = 1024
     max_logit_bias: int = 1024
     max_logprobs: int = 20
+    max_stop_token_ids: int = 128
+    max_tools: int = 128
     max_prompts: int = 256
     """Prompts in one completions request."""
     max_messages: int = 4096
@@ -38,7 +40,7 @@ class ServerSettings:
     ssl_keyfile: str | None = None
     ssl_certfile: str | None = None
     request_timeout: float | None = None
-    """Seconds a request may take in all; then it ends with finish_reason "abort" and HTTP 504 where nothing was sent yet."""
+    """Seconds a request may take in all; then it ends: with HTTP 504, or with finish_reason "abort" where it streams already."""
     drain_timeout: float = 30.0
     """Seconds that SIGTERM leaves to running requests."""
     max_queue: int = 0
@@ -46,4 +48,13 @@ class ServerSettings:
     restart_engine: bool = False
     access_log: bool = True
     log_prompts: bool = False
+    stall_timeout: float = 120.0
+    """Seconds without a step, with requests to run, after which /ready says 503."""
+    embeddings: str = "auto"
+    """Whether /v1/embeddings is served: "auto" (what the checkpoint says), "last" (the last token's hidden row of any
+    model), "off"."""
+    answer_parser: str = "auto"
+    """How reasoning and tool calls are marked: "auto" (by the chat template) or one of parsers.FORMATS."""
+    otlp_endpoint: str | None = None
+    """Where traces go (OTLP over HTTP); None: nowhere."""
     limits: Limits = field(default_factory=Limits)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
@@ -24,11 +24,18 @@ def named_frame(event: str, value: Any) -> bytes:
     return b"event: " + event.encode() + b"\ndata: " + _encode(value) + b"\n\n"
 
 
-async def with_first(frames: AsyncIterator[bytes]) -> StreamingResponse:
+def error_frames(error: ApiError) -> bytes:
+    """How OpenAI's streams end with an error."""
+    return frame(error.body()) + DONE
+
+
+async def stream_response(
+    frames: AsyncIterator[bytes], on_error: Callable[[ApiError], bytes] = error_frames
+) -> StreamingResponse:
     """A streaming response, made only when the first frame is there: an error before it still gets its HTTP status.
 
-    A later error becomes an error event, as OpenAI's clients expect, and the stream ends. When the client goes away
-    the generator is closed, which ends the request in the engine.
+    A later error becomes an error event and the stream ends. When the client goes away the generator is closed, which
+    ends the request in the engine.
     """
     first = await anext(frames, b"")
 
@@ -38,8 +45,7 @@ async def with_first(frames: AsyncIterator[bytes]) -> StreamingResponse:
             async for one in frames:
                 yield one
         except ApiError as error:
-            yield frame(error.body())
-            yield DONE
+            yield on_error(error)
         finally:
             await frames.aclose()  # type: ignore[attr-defined]
 

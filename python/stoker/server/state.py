@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import secrets
+import time
 from collections.abc import Sequence
 from typing import Any
+
+from fastapi import Request
 
 from stoker.sampling_params import SamplingParams
 from stoker.server.answers import Answers
 from stoker.server.engine_client import EngineClient, EngineDeadError, RefusedError
 from stoker.server.errors import ApiError, bad_request
 from stoker.server.metrics import Metrics
+from stoker.server.parsers import FORMATS, AnswerFormat, format_for
+from stoker.server.pooling import Pooling
 from stoker.server.settings import ServerSettings
+from stoker.server.traces import Traces
 from stoker.text import ChatTemplate, Tokenizer
+
+log = logging.getLogger("stoker.server")
 
 _LONG_PROMPT = 16_384  # characters from which encoding leaves the event loop
 
@@ -29,6 +38,10 @@ class ServerState:
         self.metrics = Metrics()
         self._tokenizer: Tokenizer | None = None
         self._template: ChatTemplate | None = None
+        self._pooling: Pooling | None = None
+        self.answer_format: AnswerFormat = FORMATS["none"]
+        self.started = int(time.time())
+        self.traces = Traces(settings.otlp_endpoint)
         self._counter = itertools.count()
 
     async def prepare(self) -> None:
@@ -36,6 +49,9 @@ class ServerState:
         ready = await self.client.wait_ready()
         self._tokenizer = await asyncio.to_thread(Tokenizer.from_folder, ready.model_path)
         self._template = ChatTemplate.from_folder(ready.model_path, self._tokenizer.special_tokens)
+        templates = () if self._template is None else self._template.templates.values()
+        self.answer_format = format_for(self.settings.answer_parser, templates)
+        self._pooling = Pooling.from_folder(ready.model_path, self.settings.embeddings)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -52,6 +68,17 @@ class ServerState:
                 raise ApiError(503, "the model is still loading", retry_after=1)
             raise bad_request("this model has no chat template; use /v1/completions")
         return self._template
+
+    @property
+    def pooling(self) -> Pooling:
+        """How this model makes embeddings. 400 if it makes none."""
+        _ = self.tokenizer
+        if self._pooling is None:
+            raise bad_request(
+                "this model generates text and makes no embeddings; start the server with --embeddings last to serve "
+                "its last token's hidden row"
+            )
+        return self._pooling
 
     @property
     def max_model_len(self) -> int:
@@ -84,12 +111,23 @@ class ServerState:
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a prompt; a long one is encoded beside the event loop."""
-        if len(text) > _LONG_PROMPT:
-            return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
-        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        tokenizer = self.tokenizer
+        try:
+            if len(text) <= _LONG_PROMPT:
+                return tokenizer.encode(text, add_special_tokens=add_special_tokens)
+            most = self.max_model_len * tokenizer.longest_token
+            if len(text) > most:
+                raise bad_request(
+                    f"the prompt has {len(text)} characters; {self.max_model_len} tokens hold at most {most}",
+                    "prompt",
+                )
+            return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)
+        except ValueError as error:
+            raise bad_request(f"the prompt is no text: {error}", "prompt") from None
 
     def submit(
         self,
+        request: Request,
         rid: str,
         prompt: Sequence[int],
         params: SamplingParams,
@@ -97,8 +135,12 @@ class ServerState:
         priority: int = 0,
         cache_salt: str | None = None,
         tenant: str | None = None,
+        pool: bool = False,
     ) -> Answers:
-        """Starts a request in the engine. ApiError if it cannot be taken."""
+        """Sends a request to the engine; `await answers.accepted()` tells whether it was taken. ApiError if it cannot be.
+
+        `request` is the HTTP request that it is for: its access log line tells what became of it.
+        """
         if self.draining:
             raise ApiError(503, "the server is shutting down", retry_after=5)
         if not prompt:
@@ -113,10 +155,16 @@ class ServerState:
             raise bad_request("token ids must be 0 or more and inside the vocabulary", "prompt")
         try:
             stream = self.client.submit(
-                rid, prompt, params, priority=priority, cache_salt=cache_salt, tenant=tenant
+                rid, prompt, params, priority=priority, cache_salt=cache_salt, tenant=tenant, pool=pool
             )
         except EngineDeadError as error:
             raise ApiError(503, str(error), retry_after=1) from None
         except RefusedError as error:
             raise ApiError(error.status, str(error)) from None
-        return Answers(self.client, stream, self.tokenizer, prompt, params, self.metrics)
+        answers = Answers(
+            self.client, stream, self.tokenizer, prompt, params, self.metrics, self.settings.request_timeout
+        )
+        request.state.jobs.append(answers)
+        if self.settings.log_prompts:
+            log.info("%s prompt %r", rid, self.tokenizer.decode(prompt, skip_special_tokens=False))
+        return answers

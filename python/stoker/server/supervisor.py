@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import signal
@@ -50,6 +51,12 @@ class Supervisor:
         self._watch_read, self._watch_write = os.pipe()
         with PrivateFolder() as folder:
             self._folder = folder.path
+            self._environment = dict(os.environ)
+            if self._settings.api_workers > 1:
+                # Any worker may be asked for the metrics of all.
+                shared = folder.path / "metrics"
+                shared.mkdir()
+                self._environment["PROMETHEUS_MULTIPROC_DIR"] = str(shared)
             engine = self._start_engine()
             workers = [self._start_worker(index, listener) for index in range(self._settings.api_workers)]
             try:
@@ -83,10 +90,17 @@ class Supervisor:
     # --- children -------------------------------------------------------------------------------------------------------
 
     def _spawn(self, name: str, module: str, options: dict[str, object], *fds: int) -> _Child:
-        command = [sys.executable, "-m", module, msgspec.json.encode(options).decode()]
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, pass_fds=(self._watch_read, *fds), start_new_session=True
+            [sys.executable, "-m", module],
+            stdin=subprocess.PIPE,
+            pass_fds=(self._watch_read, *fds),
+            start_new_session=True,
+            env=self._environment,
         )
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), process.stdin as options_in:
+            # Not as an argument: the keys among them are nobody's business.
+            options_in.write(msgspec.json.encode(options))
         pidfd = os.pidfd_open(process.pid)
         child = _Child(name, process, pidfd)
         self._selector.register(pidfd, selectors.EVENT_READ, child)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,11 @@ class Tokenizer:
         if self.is_byte_level:
             return self.token_bytes(token_id).decode("utf-8", "replace")
         return self.decode([token_id], skip_special_tokens=False)
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token: no text of n tokens is longer than n times this."""
+        return max(map(len, self.backend.get_vocab(with_added_tokens=True)), default=1)
 
     def _id_of(self, name: str) -> int | None:
         text = self.special_tokens.get(name)
