@@ -155,7 +155,7 @@ void Scheduler::enroll(const ReqPtr& ptr, TimeNs now) {
                                  : mix_seed(config_.seed, static_cast<uint64_t>(req.arrival_seq));
   int64_t limit = config_.max_model_len;
   if (req.pool) {
-    limit = req.prompt_len;
+    limit = int64_t{req.prompt_len} + 1;  // its end is an output too, though no token
   } else if (req.params.max_tokens >= 0) {
     limit = std::min<int64_t>(limit, int64_t{req.prompt_len} + req.params.max_tokens);
   } else {

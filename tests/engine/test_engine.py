@@ -256,7 +256,7 @@ def test_a_pooled_request_gives_its_last_hidden_row(engine: Engine, model: Any) 
     end = finish(engine)["e", 0]
     with torch.inference_mode():
         hidden = model.model(torch.tensor([PROMPT * 3])).last_hidden_state[0, -1]
-    assert end.finish_reason == "stop"
+    assert end.finish_reason == "stop", end.message
     assert end.new_token_ids == []
     assert end.pooled == pytest.approx(hidden.tolist(), abs=1e-3)
 
