@@ -109,12 +109,9 @@ def _asked(args: argparse.Namespace) -> tuple[Scenario, Any]:
     if args.plot is not None:
         _check_folder(args.plot)
     scenario = scenario_of(args)
-    if (
-        scenario.trace is None
-        and scenario.rate is None
-        and not scenario.users
-        and getattr(args, "find", None) != "rate"
-    ):
+    varied = {text.partition("=")[0] for text in getattr(args, "vary", [])}
+    comes = scenario.trace or scenario.rate or scenario.users or varied & {"rate", "users", "trace"}
+    if not comes and scenario.rate is None and getattr(args, "find", None) != "rate":
         raise ValueError("say what comes: --rate R (requests a second), --users N, or --trace PATH")
     return scenario, slo_of(args)
 

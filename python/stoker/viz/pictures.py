@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stoker.viz.measures import inter_token_latencies, percentile, times_to_first_token, token_rates
-from stoker.viz.style import LINES, look
+from stoker.viz.style import LINES, look, share_axis
 from stoker.viz.timeline import timeline
 from stoker.viz.trace import Trace
 
@@ -47,7 +47,6 @@ def latencies(traces: Sequence[Trace], names: Sequence[str] | None = None) -> Fi
     """The distributions of time to first token and of inter-token latency; a line for each run."""
     with look():
         from matplotlib.figure import Figure
-        from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
         figure = Figure(figsize=(10, 3.4), layout="constrained")
         axes = figure.subplots(1, 2, sharey=True)
@@ -65,14 +64,7 @@ def latencies(traces: Sequence[Trace], names: Sequence[str] | None = None) -> Fi
                 # From 0 up at the smallest value, so that few values are seen as few steps.
                 axis.plot([*values[:1], *values], [0, *shares][: len(values) + bool(values)], color=colour,
                           linestyle=dash, drawstyle="steps-post", label=label)  # fmt: skip
-            axis.set_xscale("log")
-            axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            axis.xaxis.set_minor_formatter(NullFormatter())
-            axis.set_xlabel(f"{name} (ms)")
-            axis.set_ylim(0, 1.02)
-            axis.grid(visible=True, which="major", color="#e6e6e6", linewidth=0.6)
-            axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0))
+            share_axis(axis, f"{name} (ms)")
         axes[0].set_ylabel("share at most this long")
     return figure
 

@@ -7,13 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stoker.viz.style import LINES, look
+from stoker.viz.style import LINES, look, share_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from stoker.sim.run import Run, Slo
+
+_UNITS = {
+    "rate": "rate (requests/s)",
+    "speed": "speed (times the trace's rate)",
+    "max_num_batched_tokens": "token budget of a step (tokens)",
+    "max_num_seqs": "seats (requests)",
+    "block_size": "block size (tokens)",
+    "num_kv_blocks": "KV pool (blocks)",
+    "users": "users (requests at once)",
+    "num_replicas": "replicas",
+}
 
 
 def picture(runs: Sequence[Run], names: Sequence[str], slo: Slo | None = None) -> Figure:
@@ -27,23 +38,20 @@ def picture(runs: Sequence[Run], names: Sequence[str], slo: Slo | None = None) -
         first, second = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
         for place, (run, name) in enumerate(zip(runs, names, strict=True)):
             colour, dash = LINES[place % len(LINES)]
+            report = run.report()
             ttft = np.sort(run.ttft) * 1e3
             shares = np.arange(1, len(ttft) + 1) / len(ttft)
-            first.plot(ttft, shares, color=colour, linestyle=dash, label=name)
+            first.plot(ttft, shares, color=colour, linestyle=dash, label=_label(name, report["ttft"]))
             middles, counts = run.gaps
             if len(counts):
-                second.plot(
-                    middles / 1e6, np.cumsum(counts) / counts.sum(), color=colour, linestyle=dash, label=name
-                )
+                shares = np.cumsum(counts) / counts.sum()
+                label = _label(name, report["itl"])
+                second.plot(middles / 1e6, shares, color=colour, linestyle=dash, label=label)
         _limit(first, slo.ttft if slo else None)
         _limit(second, slo.itl if slo else None)
         for axis, label in ((first, "time to first token (ms)"), (second, "inter-token latency (ms)")):
-            axis.set_xscale("log")
-            axis.set_xlabel(label)
-            axis.set_ylabel("share at most this long")
-            axis.set_ylim(0, 1.02)
-            axis.grid(visible=True, which="major", color="#e6e6e6", linewidth=0.6)
-            axis.legend(loc="lower right")
+            share_axis(axis, label)
+        first.set_ylabel("share at most this long")
         course = runs[0].course
         seconds = (np.arange(len(course["running"])) + 0.5) * course["bin_ns"] / 1e9
         share = 100 * course["used_blocks"] / np.maximum(course["total_blocks"], 1e-9)
@@ -65,6 +73,7 @@ def picture(runs: Sequence[Run], names: Sequence[str], slo: Slo | None = None) -
                 axis.plot(seconds, values, color=colour, linestyle=dash, linewidth=1, label=name)
             axis.set_ylabel(label)
             axis.set_ylim(bottom=0)
+            axis.yaxis.set_major_formatter("{x:,.0f}")
             axis.margins(x=0)
             axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
             axis.tick_params(labelbottom=row == len(lines))
@@ -107,7 +116,7 @@ def sweep_picture(rows: Sequence[dict[str, Any]], varied: dict[str, list[Any]], 
                     markersize=3,
                     label=kind,
                 )
-            axis.set_xlabel(x.replace("_", " "))
+            axis.set_xlabel(_UNITS.get(x, x.replace("_", " ")))
             axis.set_ylabel(label)
             axis.set_ylim(bottom=0)
             axis.grid(visible=True, color="#e6e6e6", linewidth=0.6)
@@ -118,6 +127,16 @@ def sweep_picture(rows: Sequence[dict[str, Any]], varied: dict[str, list[Any]], 
     return figure
 
 
+def _label(name: str, figures: dict[str, float]) -> str:
+    return f"{name} (p50 {1e3 * figures['p50']:.3g}, p99 {1e3 * figures['p99']:.3g} ms)"
+
+
 def _limit(axis: Axes, seconds: float | None) -> None:
     if seconds is not None:
-        axis.axvline(1e3 * seconds, color="#888888", linewidth=0.8, linestyle=":", label="SLO")
+        axis.axvline(
+            1e3 * seconds,
+            color="#888888",
+            linewidth=0.8,
+            linestyle=":",
+            label=f"limit ({1e3 * seconds:g} ms)",
+        )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stoker.viz.spans import Phase
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class Look(NamedTuple):
@@ -63,3 +66,17 @@ def look() -> Generator[None, None, None]:
     }
     with matplotlib.rc_context(settings):
         yield
+
+
+def share_axis(axis: Axes, label: str) -> None:
+    """For a distribution of times: logarithmic with plain numbers, shares upwards, the legend above."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_xlabel(label)
+    axis.set_ylim(0, 1.02)
+    axis.grid(visible=True, which="major", color="#e6e6e6", linewidth=0.6)
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0))
