@@ -27,7 +27,9 @@ enum class Bug : int32_t {
   over_budget,           // a prefill chunk takes one token more than the step has
   length_late,           // an end by length is seen one token late
   salt_ignored,          // the prefix cache shares between salts
-  half_withdrawal,  // what a failed step began and a later one published stays in the prefix cache
+  half_withdrawal,   // what a failed step began and a later one published stays in the prefix cache
+  retracted_misled,  // a row in flight of a retracted req counts though it read a failed step
+  failed_row_cached,         // what a req with a failed row computed stays in the prefix cache
   buffer_reused_early,       // the loop writes every step into the same buffer
   result_of_another_step,    // the loop commits the tokens of the step before
   lost_abort,                // an abort is forgotten on its way
@@ -60,6 +62,8 @@ inline constexpr std::array<std::string_view, static_cast<size_t>(Bug::count)> k
     "length_late",
     "salt_ignored",
     "half_withdrawal",
+    "retracted_misled",
+    "failed_row_cached",
     "buffer_reused_early",
     "result_of_another_step",
     "lost_abort",

@@ -256,6 +256,7 @@ void Scheduler::admit(Req& req, const Admit& admit) {
   for (const EntryId e : match_.path) prefix_->touch(e, !again, req.priority);
   req.computed = req.committed = matched * block_size_;
   req.published = matched;
+  req.own_from = again ? std::min(req.own_from, matched) : matched;
   req.publish_at = (matched + 1) * block_size_;
   req.last_token = req.tokens.back();
   if (again) {

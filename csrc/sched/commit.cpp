@@ -152,21 +152,19 @@ void Scheduler::commit_row(StepRecord& step, const RowRecord& row, const ResultV
   if (row.epoch != req.epoch) {
     if (!planted(Bug::extra_row_kept) || !req.finished()) return;
   }
+  const int32_t last = row.out_begin + row.num_outs - 1;
+  if (result.full != nullptr && !result.full->row_status.empty()) {
+    for (int32_t o = row.out_begin; o <= last; ++o) {
+      if (result.full->row_status[static_cast<size_t>(o)] != RowStatus::ok)
+        return fail_row(req, "the model gave no valid token for this req (NaN logits?)");
+    }
+  }
   if (req.state == ReqState::running) {
     req.committed = row.kv_end;
     if (req.committed >= req.publish_at)
       publish(req, std::min(req.committed, req.known()), step.batch_id);
   }
   if (row.num_outs == 0) return;
-  const int32_t last = row.out_begin + row.num_outs - 1;
-  if (result.full != nullptr && !result.full->row_status.empty()) {
-    for (int32_t o = row.out_begin; o <= last; ++o) {
-      if (result.full->row_status[static_cast<size_t>(o)] != RowStatus::ok) {
-        return finish(req, FinishReason::error,
-                      "the model gave no valid token for this req (NaN logits?)");
-      }
-    }
-  }
   for (int32_t o = row.out_begin; o <= last - (row.samples || row.pools); ++o) {
     events_.score_reqs.push_back(req.id);
     events_.score_positions.push_back(row.first_score + o - row.out_begin);
@@ -203,9 +201,8 @@ void Scheduler::append_tokens(Req& req, std::span<const Token> tokens, int32_t k
     const Token token = tokens[taken++];
     if (token < 0 || (config_.vocab_size > 0 && token >= config_.vocab_size)) {
       tell(req, tokens.first(taken - 1), out_row);
-      return finish(
-          req, FinishReason::error,
-          "the model gave token id " + std::to_string(token) + ", which is outside the vocabulary");
+      return fail_row(req, "the model gave token id " + std::to_string(token) +
+                               ", which is outside the vocabulary");
     }
     req.tokens.push_back(token);
     reason = end_of(req, token);
@@ -295,6 +292,23 @@ void Scheduler::bury() {
   });
 }
 
+// Ends a req whose row has failed. What it computed itself is not worth keeping: its blocks leave
+// the prefix cache.
+void Scheduler::fail_row(Req& req, std::string why) {
+  EntryId root = kNoEntry;
+  if (prefix_ && !planted(Bug::failed_row_cached)) {
+    root = req.prefix_root;
+    for (int32_t i = 0; i <= req.own_from && root != kNoEntry; ++i) {
+      root = (i + 1) * block_size_ > req.known()
+                 ? kNoEntry
+                 : prefix_->find(root, req.tokens.data() + static_cast<size_t>(i) *
+                                                               static_cast<size_t>(block_size_));
+    }
+  }
+  finish(req, FinishReason::error, std::move(why));
+  if (root != kNoEntry) withdraw({&root, 1});
+}
+
 // The step's reqs end with an error. What it was to put into the prefix cache is withdrawn with all
 // that builds on it; reqs that had matched such blocks are retracted, and their rows in flight
 // discarded.
@@ -312,14 +326,12 @@ void Scheduler::fail_step(StepRecord& step, const std::string& why, bool fatal) 
     }
     return;
   }
-  if (!planted(Bug::skipped_withdrawal)) withdraw(step.batch_id);
+  if (!planted(Bug::skipped_withdrawal)) withdraw_step(step.batch_id);
 }
 
-void Scheduler::withdraw(BatchId failed) {
-  std::vector<EntryId> gone;
-  const auto is_gone = [&](EntryId e) {
-    return std::find(gone.begin(), gone.end(), e) != gone.end();
-  };
+// Takes out of the prefix cache what the failed step was to put there.
+void Scheduler::withdraw_step(BatchId failed) {
+  if (!prefix_) return;
   // A block may be begun in the failed step and published by a later one that fills it.
   const auto& rows = steps_[static_cast<size_t>(failed) % steps_.size()].rows;
   const auto ran = [&](ReqId id) {
@@ -327,30 +339,63 @@ void Scheduler::withdraw(BatchId failed) {
            std::any_of(rows.begin(), rows.end(),
                        [&](const RowRecord& row) { return row.req->id == id; });
   };
+  std::vector<EntryId> roots;
   for (BatchId id = failed; id < next_batch_; ++id) {
     for (const Published& p : steps_[static_cast<size_t>(id) % steps_.size()].published) {
-      if (id == failed || ran(p.by) || is_gone(prefix_->parent(p.entry))) gone.push_back(p.entry);
+      if (id == failed || ran(p.by)) roots.push_back(p.entry);
     }
   }
-  for (size_t i = gone.size(); i > 0; --i) prefix_->withdraw(gone[i - 1]);
-  for (BatchId id = failed; id < next_batch_; ++id) {
+  withdraw(roots);
+}
+
+// Takes entries out of the prefix cache with all that builds on them. Who has read such blocks does
+// its work again: a running req is retracted, and whatever was launched on them is discarded, also
+// of a req that has been retracted since.
+void Scheduler::withdraw(std::span<const EntryId> roots) {
+  if (roots.empty()) return;
+  prefix_->mark(roots);
+  std::vector<Req*> misled;
+  for (const ReqPtr& ptr : reqs_) {
+    if (ptr && !ptr->finished() && builds_on_marked(*ptr)) misled.push_back(ptr.get());
+  }
+  prefix_->withdraw_marked();
+  for (BatchId id = committed_; id < next_batch_; ++id) {
     auto& published = steps_[static_cast<size_t>(id) % steps_.size()].published;
-    std::erase_if(published, [&](const Published& p) { return is_gone(p.entry); });
+    std::erase_if(published, [&](const Published& p) { return !prefix_->live(p.entry); });
   }
-  const std::vector<Req*> running = running_;
-  for (Req* req : running) {
-    if (req == nullptr) continue;
-    const auto& table = req->tables[0];
-    bool stands = true;
-    for (int32_t i = 0; i < req->published && stands; ++i) {
+  for (Req* const req : misled) {
+    discard_rows(*req);
+    if (req->state == ReqState::running) retract(*req);
+  }
+}
+
+// Whether what a req has computed stands on marked entries. A req without tables is judged by its
+// tokens: what it read is still in the tree, under the same path.
+bool Scheduler::builds_on_marked(const Req& req) const {
+  if (req.state == ReqState::running) {
+    const auto& table = req.tables[0];
+    for (int32_t i = 0; i < req.published; ++i) {
       const BlockId block = table[static_cast<size_t>(i)];
-      stands = block == kNullBlock || pools_[0].entry(block) != kNoEntry;
+      if (block == kNullBlock) continue;
+      const EntryId e = pools_[0].entry(block);
+      if (e != kNoEntry && prefix_->marked(e)) return true;
     }
-    if (stands) continue;
-    ++req->epoch;
-    req->known_ahead = req->known();
-    retract(*req);
+    return false;
   }
+  if (req.rows_in_flight == 0 || planted(Bug::retracted_misled)) return false;
+  EntryId at = req.prefix_root;
+  for (int32_t i = 0; (i + 1) * block_size_ <= req.known(); ++i) {
+    at = prefix_->find(
+        at, req.tokens.data() + static_cast<size_t>(i) * static_cast<size_t>(block_size_));
+    if (at == kNoEntry) return false;
+    if (prefix_->marked(at)) return true;
+  }
+  return false;
+}
+
+void Scheduler::discard_rows(Req& req) {
+  ++req.epoch;
+  req.known_ahead = req.known();
 }
 
 }  // namespace stoker

@@ -264,6 +264,41 @@ void PrefixCache::drop_childless_up(EntryId e) {
   }
 }
 
+void PrefixCache::mark(std::span<const EntryId> roots) {
+  marks_.assign(entries_.size(), Mark::unknown);
+  for (const EntryId e : roots) marks_[static_cast<size_t>(e)] = Mark::gone;
+  std::vector<EntryId> path;
+  for (size_t i = 0; i < entries_.size(); ++i) {
+    if (!entries_[i].live) continue;
+    path.clear();
+    auto e = static_cast<EntryId>(i);
+    while (e != kNoEntry && marks_[static_cast<size_t>(e)] == Mark::unknown) {
+      path.push_back(e);
+      e = entries_[static_cast<size_t>(e)].parent;
+    }
+    const Mark mark = e == kNoEntry ? Mark::stays : marks_[static_cast<size_t>(e)];
+    for (const EntryId on : path) marks_[static_cast<size_t>(on)] = mark;
+  }
+}
+
+void PrefixCache::withdraw_marked() {
+  // Leaves first: what loses its last child is looked at again.
+  std::vector<EntryId> leaves;
+  for (size_t i = 0; i < entries_.size(); ++i) {
+    if (entries_[i].live && marks_[i] == Mark::gone && entries_[i].children == 0)
+      leaves.push_back(static_cast<EntryId>(i));
+  }
+  while (!leaves.empty()) {
+    const EntryId e = leaves.back();
+    leaves.pop_back();
+    if (!entries_[static_cast<size_t>(e)].live) continue;
+    const EntryId up = entries_[static_cast<size_t>(e)].parent;
+    remove(e);
+    if (live(up) && marked(up) && entries_[static_cast<size_t>(up)].children == 0)
+      leaves.push_back(up);
+  }
+}
+
 void PrefixCache::evict_one(GroupId group) {
   BlockPool& pool = pools_[static_cast<size_t>(group)];
   const BlockId b = pool.oldest_cached();

@@ -56,9 +56,12 @@ class PrefixCache {
   // The entry was matched, or published, for a req of this priority: what the eviction strategy
   // wants to know.
   void touch(EntryId e, bool hit, double priority);
-  // Takes out an entry of a failed step, whose children went before it: its blocks' content never
-  // came to be.
-  void withdraw(EntryId e) { remove(e); }
+  // Takes out entries whose content cannot be trusted, with all that builds on them. O(entries): a
+  // step or a row has failed. First mark() tells which these are, for who must know before they go.
+  void mark(std::span<const EntryId> roots);
+  bool marked(EntryId e) const { return marks_[static_cast<size_t>(e)] == Mark::gone; }
+  void withdraw_marked();
+  bool live(EntryId e) const { return entries_[static_cast<size_t>(e)].live; }
   // Frees the cached block of `group` that goes first. There must be one.
   void evict_one(GroupId group);
   // Everything that nobody holds leaves the cache. Returns how many entries went.
@@ -107,6 +110,8 @@ class PrefixCache {
   std::vector<int32_t> windows_;
   Eviction eviction_;
   mutable std::vector<int32_t> runs_;  // scratch of match()
+  enum class Mark : int8_t { unknown, stays, gone };
+  std::vector<Mark> marks_;  // by entry, between mark() and withdraw_marked()
   bool any_window_ = false, any_full_ = false;
   int32_t num_entries_ = 0;
   std::vector<Entry> entries_;

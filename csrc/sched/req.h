@@ -110,6 +110,7 @@ struct alignas(64) Req {
   int32_t prompt_len = 0;
   int32_t published =
       0;  // blocks [0, published) are in the prefix cache (under this table's own blocks)
+  int32_t own_from = 0;  // blocks from here on it computed itself; what is before was shared
   int32_t running_index = -1;
   int64_t arrival_seq = 0;  // total order of arrival
   int32_t prefix_root = -1;

@@ -257,7 +257,11 @@ class Scheduler {
   void tell_rows(const StepRecord& step, size_t begin, size_t end, std::span<const Token> tokens);
   bool is_stop(const Req& req, Token token) const;
   FinishReason end_of(Req& req, Token token) const;
-  void withdraw(BatchId failed);
+  void fail_row(Req& req, std::string why);
+  void withdraw_step(BatchId failed);
+  void withdraw(std::span<const EntryId> roots);
+  bool builds_on_marked(const Req& req) const;
+  void discard_rows(Req& req);
   void append_tokens(Req& req, std::span<const Token> tokens, int32_t kv_end, int32_t out_row);
   void fail_step(StepRecord& step, const std::string& why, bool fatal);
   void finish(Req& req, FinishReason reason, std::string why = {});

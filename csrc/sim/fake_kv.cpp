@@ -211,6 +211,12 @@ void FakeKv::take_finished(std::vector<Ticket>& out) {
   finished_.clear();
 }
 
+void FakeKv::taint(GroupId g, int32_t slot) {
+  auto& slots = device_[static_cast<size_t>(g)];
+  if (slot >= 0 && static_cast<size_t>(slot) < slots.size())
+    slots[static_cast<size_t>(slot)].state = SlotState::tainted;
+}
+
 void FakeKv::poison(GroupId g, Tier tier, BlockId b) {
   FakeSlot* slots = block(g, static_cast<int32_t>(tier), b);
   check(slots != nullptr, "poisoned block is out of range");

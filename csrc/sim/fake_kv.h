@@ -72,6 +72,8 @@ class FakeKv {
   bool transfers_pending() const { return !pending_.empty(); }
 
   void poison(GroupId g, Tier tier, BlockId block);
+  // What was written there in this step came from a row that failed.
+  void taint(GroupId g, int32_t slot);
 
   void begin_step(BatchId batch_id) { batch_id_ = batch_id; }
   void violate(const char* check, std::string message);

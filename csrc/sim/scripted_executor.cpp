@@ -348,6 +348,12 @@ void ScriptedExecutor::sample_out(const BatchBuffer& batch, int32_t out, int32_t
   if (sound && row_fails(seen.hash, s.seed, position, config_.row_failures_per_million)) {
     result.row_status[o] = RowStatus::failed;
     token = -1;
+    const auto indptr =
+        batch.used<int32_t>(Section::row_indptr).subspan(static_cast<size_t>(row), 2);
+    for (int32_t t = indptr[0]; t < indptr[1] && of == row_seat; ++t) {
+      for (GroupId g = 0; g < kv_->num_groups(); ++g)
+        kv_->taint(g, batch.slots(g)[static_cast<size_t>(t)]);
+    }
   }
   ++sampled_;
   s.tainted = s.tainted || !sound || result.row_status[o] == RowStatus::failed;
