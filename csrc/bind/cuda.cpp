@@ -52,6 +52,7 @@ PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
       "Stoker's ops for NVIDIA GPUs (stoker.ops calls them). Links no torch; the CUDA runtime is "
       "inside.";
   stoker::register_cuda_ops(m);
+  stoker::register_cuda_linear(m);
   stoker::register_cuda_attention(m);
   stoker::register_cuda_prefill(m);
   stoker::register_cuda_sample(m);

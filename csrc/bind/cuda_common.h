@@ -20,6 +20,7 @@ cuda::Type cuda_type(DType dtype);
 void require_success(cudaError_t status, const char* op);
 
 void register_cuda_ops(pybind11::module_& m);
+void register_cuda_linear(pybind11::module_& m);
 void register_cuda_attention(pybind11::module_& m);
 void register_cuda_sample(pybind11::module_& m);
 

@@ -82,6 +82,7 @@ struct Launch {
   // Programmatic dependent launch: blocks may start before the kernel ahead in the stream has
   // ended; the kernel calls ptx::grid_dependency_wait() before it touches what that one writes.
   bool overlap = false;
+  unsigned cluster = 1;  // blocks of a cluster (sm_90)
 };
 
 template <typename... Parameters, typename... Arguments>
@@ -91,12 +92,30 @@ cudaError_t launch(void (*kernel)(Parameters...), const Launch& how, Arguments&&
   config.blockDim = how.block;
   config.dynamicSmemBytes = how.shared_bytes;
   config.stream = how.stream;
-  cudaLaunchAttribute attribute[1];
-  attribute[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute[0].val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = attribute;
-  config.numAttrs = how.overlap ? 1 : 0;
+  cudaLaunchAttribute attributes[2];
+  config.attrs = attributes;
+  if (how.overlap) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (how.cluster > 1) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = how.cluster;
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  }
   return cudaLaunchKernelEx(&config, kernel, static_cast<Arguments&&>(arguments)...);
+}
+
+// Whether the code that will run for `kernel` was compiled for sm_90 or later, where clusters are:
+// the device alone does not tell, PTX for sm_80 runs there too.
+template <typename... Parameters>
+cudaError_t compiled_for_clusters(void (*kernel)(Parameters...), bool* yes) {
+  cudaFuncAttributes attributes = {};
+  const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel);
+  *yes = status == cudaSuccess && attributes.ptxVersion >= 90;
+  return status;
 }
 
 }  // namespace stoker::cuda

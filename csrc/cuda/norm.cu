@@ -35,8 +35,8 @@ __global__ void __launch_bounds__(1024) norm_kernel(RmsNormParams p) {
   for (int i = 0; i < kVectors; ++i)
     if (first + i * step < p.hidden)
       w[i] = *reinterpret_cast<const Vec<T, N>*>(weight + first + i * step);
-  ptx::grid_dependency_wait();
   ptx::grid_dependency_launch();
+  ptx::grid_dependency_wait();
 
   Vec<T, N> values[kVectors];
   float sum = 0.0f;

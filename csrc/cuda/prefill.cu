@@ -33,12 +33,17 @@ size_t total_bytes(int32_t head_dim) {
   return static_cast<size_t>(kMaxPrefillWorkers) * 2 * (head_dim / 2) * 128 * sizeof(float);
 }
 
+__global__ void probe() {}
+
+// And compiled for it: PTX for sm_80 runs on Hopper too.
 bool is_hopper() {
   int device = 0, major = 0, minor = 0;
+  bool compiled = false;
   return cudaGetDevice(&device) == cudaSuccess &&
          cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
          cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess &&
-         major == 9 && minor == 0;
+         major == 9 && minor == 0 && compiled_for_clusters(probe, &compiled) == cudaSuccess &&
+         compiled;
 }
 
 bool fits_mma(const PrefillParams& p) {

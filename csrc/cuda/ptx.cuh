@@ -38,6 +38,11 @@ __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
+// Asks for the 128 bytes around `global` to be in L2.
+__device__ __forceinline__ void prefetch_l2(const void* global) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
+}
+
 // ---- matrix fragments and products (sm_80) ----
 
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t shared) {
@@ -102,11 +107,57 @@ __device__ __forceinline__ void grid_dependency_wait() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
-// Lets the next kernel's blocks start. Call it after grid_dependency_wait() only: then whatever
-// runs before the next kernel's own wait may count on everything before THIS kernel being complete.
+// Lets the next kernel's blocks start. Called after grid_dependency_wait(), whatever runs before
+// the next kernel's own wait may count on everything before THIS kernel being complete; called
+// before it (norms and linear layers do), on nothing: what comes next must read only what never
+// changes.
 __device__ __forceinline__ void grid_dependency_launch() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// ---- clusters (sm_90; nothing elsewhere) ----
+
+// Every thread of the cluster's blocks arrives; what they wrote to shared memory before is visible
+// after the wait.
+__device__ __forceinline__ void cluster_arrive() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void cluster_wait() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void cluster_sync() {
+  cluster_arrive();
+  cluster_wait();
+}
+// Where `shared` lies in block `rank` of the cluster.
+template <typename T>
+__device__ __forceinline__ T* cluster_pointer(T* shared, uint32_t rank) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  uint64_t there;
+  asm volatile("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(shared), "r"(rank));
+  return reinterpret_cast<T*>(there);
+#else
+  return shared;
+#endif
+}
+// What lies in block `rank` of the cluster where `shared` lies in this one.
+__device__ __forceinline__ float load_cluster(const float* shared, uint32_t rank) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  uint32_t address;
+  float value;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+               : "=r"(address)
+               : "r"(shared_address(shared)), "r"(rank));
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
+  return value;
+#else
+  return *shared;
 #endif
 }
 

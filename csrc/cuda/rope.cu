@@ -1,5 +1,7 @@
-// rope_and_cache: a warp a (token, head). It norms (if asked), rotates, and writes q in place or k
-// and v to their slot, so that q, k and v are read once and nothing intermediate touches memory.
+// rope_and_cache: norms heads (if asked), rotates, and writes q in place or k and v to their slot,
+// so that q, k and v are read once and nothing intermediate touches memory. Two kernels: a lane 8
+// elements where sizes and strides let 16 bytes move at once, and a warp a (token, head) for any
+// other.
 #include "cuda/common.cuh"
 #include "cuda/ops.h"
 
@@ -97,15 +99,176 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   }
 }
 
+// Lanes of a head, a power of two; the last ones have nothing where head_dim / 8 is none.
+template <int kLanes>
+__device__ __forceinline__ float head_sum(float x) {
+#pragma unroll
+  for (int offset = kLanes / 2; offset > 0; offset >>= 1)
+    x += __shfl_xor_sync(0xffffffffu, x, offset);
+  return x;
+}
+
+// A warp has kHeads * 32 / kLanes heads of one token; their loads are in flight together and share
+// the lane's cosines.
+template <typename T, typename Cache, int kLanes, int kHeads>
+__global__ void __launch_bounds__(kWarps* kWarp)
+    rope_vector_kernel(const __grid_constant__ RopeAndCacheParams p) {
+  constexpr int kAtOnce = kWarp / kLanes;
+  using Eight = Vec<T, 8>;
+  const int heads = p.num_q_heads + 2 * p.num_kv_heads;
+  const int warps_of_token = (heads + kAtOnce * kHeads - 1) / (kAtOnce * kHeads);
+  const int64_t index = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp;
+  const int lane = threadIdx.x % kLanes, element = lane * 8;
+  const int first = int(index % warps_of_token) * kAtOnce * kHeads + threadIdx.x % kWarp / kLanes;
+  const int64_t token = index / warps_of_token;
+  const bool live = element < p.head_dim;
+  // Weights do not come from the kernel ahead.
+  float q_weight[8], k_weight[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) q_weight[i] = k_weight[i] = 1.0f;
+  if (p.q_norm && live) {
+    const auto w = *reinterpret_cast<const Eight*>(static_cast<const T*>(p.q_norm) + element);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) q_weight[i] = to_float(w.at[i]);
+  }
+  if (p.k_norm && live) {
+    const auto w = *reinterpret_cast<const Eight*>(static_cast<const T*>(p.k_norm) + element);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) k_weight[i] = to_float(w.at[i]);
+  }
+  ptx::grid_dependency_wait();
+  ptx::grid_dependency_launch();
+  if (token >= p.tokens) return;
+  const int slot = p.slots[token], position = p.positions[token];
+  Eight held[kHeads];
+#pragma unroll
+  for (int i = 0; i < kHeads; ++i) {
+    const int head = first + i * kAtOnce;
+    if (head >= heads || !live) continue;
+    const int kv = head - p.num_q_heads, v = kv - p.num_kv_heads;
+    const T* from = kv < 0
+                        ? static_cast<const T*>(p.q) + token * p.q_stride + head * p.q_head_stride
+                    : v < 0 ? static_cast<const T*>(p.k) + token * p.k_stride + kv * p.k_head_stride
+                            : static_cast<const T*>(p.v) + token * p.v_stride + v * p.v_head_stride;
+    held[i] = *reinterpret_cast<const Eight*>(from + element);
+  }
+  if (slot < 0) return;
+  // y = x cos +- partner sin, the partner half a rotary size away: lanes below `half` first.
+  const int half = p.rotary_dim / 16;
+  const bool rotates = lane < 2 * half;
+  const int partner = int(threadIdx.x % kWarp) + (!rotates ? 0 : lane < half ? half : -half);
+  float cos[8], sin[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) cos[i] = 1.0f, sin[i] = 0.0f;
+  if (rotates) {
+    const float* table =
+        p.cos_sin + int64_t(position) * p.rotary_dim + (lane < half ? element : element - half * 8);
+#pragma unroll
+    for (int i = 0; i < 8; i += 2) {
+      const float2 c = *reinterpret_cast<const float2*>(table + i);
+      const float2 s = *reinterpret_cast<const float2*>(table + half * 8 + i);
+      cos[i] = c.x, cos[i + 1] = c.y;
+      sin[i] = lane < half ? -s.x : s.x, sin[i + 1] = lane < half ? -s.y : s.y;
+    }
+  }
+  const int block = slot / p.block_size, offset = slot % p.block_size;
+#pragma unroll
+  for (int i = 0; i < kHeads; ++i) {
+    const int head = first + i * kAtOnce;
+    const int kv = head - p.num_q_heads, v = kv - p.num_kv_heads;
+    const bool here = head < heads && live;
+    float x[8];
+#pragma unroll
+    for (int j = 0; j < 8; ++j) x[j] = here ? to_float(held[i].at[j]) : 0.0f;
+    // All lanes shuffle, those of v's heads and of none too.
+    if (p.q_norm || p.k_norm) {
+      float sum = 0.0f;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) sum = __fmaf_rn(x[j], x[j], sum);
+      const float scale = rsqrtf(head_sum<kLanes>(sum) / float(p.head_dim) + p.eps);
+      if (kv < 0 && p.q_norm) {
+#pragma unroll
+        for (int j = 0; j < 8; ++j) x[j] = x[j] * scale * q_weight[j];
+      } else if (kv >= 0 && v < 0 && p.k_norm) {
+#pragma unroll
+        for (int j = 0; j < 8; ++j) x[j] = x[j] * scale * k_weight[j];
+      }
+    }
+    float y[8];
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const float other = __shfl_sync(0xffffffffu, x[j], partner);
+      y[j] = v >= 0 || !rotates ? x[j] : __fmaf_rn(x[j], cos[j], __fmul_rn(other, sin[j]));
+    }
+    if (!here) continue;
+    if (kv < 0) {
+      Eight out;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) out.at[j] = from_float<T>(y[j]);
+      *reinterpret_cast<Eight*>(static_cast<T*>(p.q) + token * p.q_stride + head * p.q_head_stride +
+                                element) = out;
+    } else {
+      const bool is_v = v >= 0;
+      Vec<Cache, 8> out;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) out.at[j] = stored<T, Cache>(y[j], is_v ? p.v_scale : p.k_scale);
+      const int64_t at = (int64_t(is_v ? v : kv) * p.block_size + offset) * p.head_dim + element;
+      Cache* to = is_v ? static_cast<Cache*>(p.v_cache) + block * p.v_block_stride
+                       : static_cast<Cache*>(p.k_cache) + block * p.k_block_stride;
+      *reinterpret_cast<Vec<Cache, 8>*>(to + at) = out;
+    }
+  }
+}
+
+bool aligned(const void* pointer, uintptr_t bytes) {
+  return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
+}
+
+bool takes_vectors(const RopeAndCacheParams& p) {
+  const int64_t strides = p.q_stride | p.q_head_stride | p.k_stride | p.k_head_stride | p.v_stride |
+                          p.v_head_stride | p.k_block_stride | p.v_block_stride;
+  return p.type != Type::float32 && p.head_dim % 8 == 0 && p.rotary_dim % 16 == 0 &&
+         strides % 8 == 0 && aligned(p.q, 16) && aligned(p.k, 16) && aligned(p.v, 16) &&
+         aligned(p.k_cache, 16) && aligned(p.v_cache, 16) && aligned(p.cos_sin, 8) &&
+         aligned(p.q_norm, 16) && aligned(p.k_norm, 16);
+}
+
+template <typename T, typename Cache, int kLanes>
+cudaError_t run_vectors(const RopeAndCacheParams& p, const LaunchOptions& how) {
+  // Few tokens spread over warps; many share what a warp loads.
+  constexpr int kMany = 4;
+  const int heads = p.num_q_heads + 2 * p.num_kv_heads, at_once = kWarp / kLanes;
+  const bool many = p.tokens * heads / (at_once * kMany) >= 132 * 16;
+  const int each = at_once * (many ? kMany : 1);
+  const int64_t warps = p.tokens * ((heads + each - 1) / each);
+  const Launch where{.grid = dim3(unsigned((warps + kWarps - 1) / kWarps)),
+                     .block = dim3(kWarps * kWarp),
+                     .stream = how.stream,
+                     .overlap = how.overlap};
+  return many ? launch(rope_vector_kernel<T, Cache, kLanes, kMany>, where, p)
+              : launch(rope_vector_kernel<T, Cache, kLanes, 1>, where, p);
+}
+
+template <typename T, typename Cache>
+cudaError_t by_lanes(const RopeAndCacheParams& p, const LaunchOptions& how) {
+  if (p.head_dim <= 64) return run_vectors<T, Cache, 8>(p, how);
+  if (p.head_dim <= 128) return run_vectors<T, Cache, 16>(p, how);
+  return run_vectors<T, Cache, 32>(p, how);
+}
+
 template <typename T>
 cudaError_t by_cache(const RopeAndCacheParams& p, const LaunchOptions& how) {
+  const bool fp8 = p.cache_type == Type::float8_e4m3fn;
+  if (!fp8 && p.cache_type != p.type) return cudaErrorInvalidValue;
+  if constexpr (sizeof(T) == 2) {
+    if (takes_vectors(p)) return fp8 ? by_lanes<T, __nv_fp8_e4m3>(p, how) : by_lanes<T, T>(p, how);
+  }
   const int64_t warps = p.tokens * (p.num_q_heads + 2 * p.num_kv_heads);
   const Launch where{.grid = dim3(unsigned((warps + kWarps - 1) / kWarps)),
                      .block = dim3(kWarps * kWarp),
                      .stream = how.stream,
                      .overlap = how.overlap};
-  if (p.cache_type == Type::float8_e4m3fn) return launch(rope_kernel<T, __nv_fp8_e4m3>, where, p);
-  if (p.cache_type != p.type) return cudaErrorInvalidValue;
+  if (fp8) return launch(rope_kernel<T, __nv_fp8_e4m3>, where, p);
   return launch(rope_kernel<T, T>, where, p);
 }
 

@@ -1,90 +1,10 @@
-// What sampling a row is made of: reading logits as they are or adjusted, keys that order (value,
-// token), fixed-point weights, a histogram, and exact ranking of a few candidates.
+// What sampling a row is made of: reading logits as they are or adjusted, a histogram, and exact
+// ranking of a few candidates.
 #pragma once
 
-#include "cuda/common.cuh"
-#include "cuda/sample.h"
+#include "cuda/sample_group.cuh"
 
 namespace stoker::cuda::sampling {
-
-inline constexpr int kThreads = 512;
-inline constexpr int kWarps = kThreads / kWarp;
-inline constexpr int kBins = 4096;
-inline constexpr float kBinsAUnit =
-    128.0f;  // 32 units of distance from the best; the last bin has what is beyond
-inline constexpr int kMaxCandidates = 2048;
-
-struct Shared {
-  unsigned long long histogram[kBins];
-  uint64_t candidates[kMaxCandidates];
-  uint64_t sorted[kMaxCandidates];
-  uint64_t parts[kWarps];
-  unsigned long long total;
-  int num_candidates, token, bin;
-};
-
-// Orders by value, then the lower token first: larger is better. Never 0 for a real token.
-__device__ __forceinline__ uint64_t key_of(float x, int token) {
-  const uint32_t bits = __float_as_uint(x == 0.0f ? 0.0f : x);
-  const uint32_t ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-  return uint64_t(ordered) << 32 | (0xffffffffu - uint32_t(token));
-}
-__device__ __forceinline__ float value_of(uint64_t key) {
-  const uint32_t ordered = uint32_t(key >> 32);
-  return __uint_as_float(ordered & 0x80000000u ? ordered & 0x7fffffffu : ~ordered);
-}
-__device__ __forceinline__ int token_of(uint64_t key) { return int(0xffffffffu - uint32_t(key)); }
-// exp(difference), difference <= 0, as a multiple of 2^-44: sums of a whole vocabulary fit and are
-// exact.
-__device__ __forceinline__ unsigned long long weight_of(float difference) {
-  return __float2ull_rz(expf(difference) * 0x1p44f);
-}
-__device__ __forceinline__ int bin_of(float distance) {
-  return int(fminf(distance * kBinsAUnit, float(kBins - 1)));
-}
-
-__device__ __forceinline__ uint64_t warp_sum64(uint64_t x) {
-#pragma unroll
-  for (int offset = 16; offset > 0; offset >>= 1) x += __shfl_xor_sync(0xffffffffu, x, offset);
-  return x;
-}
-__device__ __forceinline__ uint64_t block_max64(uint64_t x, Shared& s) {
-#pragma unroll
-  for (int offset = 16; offset > 0; offset >>= 1)
-    x = max(x, __shfl_xor_sync(0xffffffffu, x, offset));
-  if (threadIdx.x % kWarp == 0) s.parts[threadIdx.x / kWarp] = x;
-  __syncthreads();
-  x = s.parts[0];
-  for (int w = 1; w < kWarps; ++w) x = max(x, s.parts[w]);
-  __syncthreads();
-  return x;
-}
-
-__device__ __forceinline__ uint64_t block_sum64(uint64_t x, Shared& s) {
-  x = warp_sum64(x);
-  if (threadIdx.x % kWarp == 0) s.parts[threadIdx.x / kWarp] = x;
-  __syncthreads();
-  x = 0;
-  for (int w = 0; w < kWarps; ++w) x += s.parts[w];
-  __syncthreads();
-  return x;
-}
-
-// Philox4x32-10 (Salmon et al., SC 2011) on the counter (position, 0, 0, 0): the first word.
-__device__ __forceinline__ uint32_t philox(uint32_t key0, uint32_t key1, uint32_t position) {
-  uint32_t c0 = position, c1 = 0, c2 = 0, c3 = 0;
-#pragma unroll
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t low = uint64_t(0xD2511F53u) * c0, high = uint64_t(0xCD9E8D57u) * c2;
-    c0 = uint32_t(high >> 32) ^ c1 ^ key0;
-    c1 = uint32_t(high);
-    c2 = uint32_t(low >> 32) ^ c3 ^ key1;
-    c3 = uint32_t(low);
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
-  }
-  return c0;
-}
 
 // The logits as they came. Every reader has each(f), over the block; range(begin, end, f), begin a
 // multiple of 8, over the warp; one(token).
@@ -92,6 +12,7 @@ template <typename T, bool kVectors>
 struct Raw {
   const T* logits;
   int vocab;
+  int begin, end;  // of this block's segment
 
   // Eight logits as they lie in memory.
   struct Eight {
@@ -141,7 +62,7 @@ struct Raw {
   }
   template <typename F>
   __device__ __forceinline__ void each(const F& f) const {
-    eights(0, vocab, threadIdx.x, kThreads, [&](const float (&x)[8], int first, int count) {
+    eights(begin, end, threadIdx.x, kThreads, [&](const float (&x)[8], int first, int count) {
 #pragma unroll
       for (int j = 0; j < 8; ++j)
         if (j < count) f(x[j], first + j);
@@ -190,7 +111,8 @@ struct Adjusted {
       raw.each([&](float x, int token) { f(x, x, token); });
     } else {
 #pragma unroll 1
-      for (int t = threadIdx.x; t < raw.vocab; t += kThreads) f(to_float(raw.logits[t]), at(t), t);
+      for (int t = raw.begin + int(threadIdx.x); t < raw.end; t += kThreads)
+        f(to_float(raw.logits[t]), at(t), t);
     }
   }
   template <typename F>
@@ -237,7 +159,7 @@ struct Tempered {
 template <typename T, bool kVectors>
 __device__ Adjusted<T, kVectors> make_adjusted(const SampleParams& p, const Raw<T, kVectors>& raw,
                                                const SeatRecord& record, int64_t row, int seat,
-                                               int position, Shared& s) {
+                                               int position) {
   Adjusted<T, kVectors> a;
   a.raw = raw;
   a.mask = p.mask && p.mask_row && p.mask_row[row] >= 0 ? p.mask + p.mask_row[row] * p.mask_stride
@@ -275,12 +197,15 @@ struct BinPlace {
   int bin;  // -1: the whole histogram stays below the limit
   uint64_t ahead;
 };
-// The bin at which the running sum first reaches `limit`, and the sum before it.
-__device__ __forceinline__ BinPlace find_bin(Shared& s, uint64_t limit) {
-  constexpr int kEach = kBins / kThreads;
+// The bin in [begin, begin + count) at which the running sum, which begins with `ahead`, first
+// reaches `limit`, and the sum before it. One block.
+__device__ __forceinline__ BinPlace find_bin(Shared& s, int begin, int count, uint64_t ahead,
+                                             uint64_t limit) {
+  const int each = (count + kThreads - 1) / kThreads;
+  const int first = begin + min(count, int(threadIdx.x) * each);
+  const int last = begin + min(count, (int(threadIdx.x) + 1) * each);
   uint64_t mine = 0;
-#pragma unroll
-  for (int i = 0; i < kEach; ++i) mine += s.histogram[threadIdx.x * kEach + i];
+  for (int i = first; i < last; ++i) mine += s.histogram[i];
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   uint64_t sum = mine;
 #pragma unroll
@@ -291,13 +216,12 @@ __device__ __forceinline__ BinPlace find_bin(Shared& s, uint64_t limit) {
   if (threadIdx.x == 0) s.bin = -1;
   if (lane == kWarp - 1) s.parts[warp] = sum;
   __syncthreads();
-  uint64_t ahead = sum - mine;
+  ahead += sum - mine;
   for (int w = 0; w < warp; ++w) ahead += s.parts[w];
-#pragma unroll
-  for (int i = 0; i < kEach; ++i) {
-    const uint64_t here = s.histogram[threadIdx.x * kEach + i];
+  for (int i = first; i < last; ++i) {
+    const uint64_t here = s.histogram[i];
     if (ahead < limit && ahead + here >= limit) {
-      s.bin = int(threadIdx.x) * kEach + i;
+      s.bin = i;
       s.total = ahead;
     }
     ahead += here;
@@ -306,6 +230,34 @@ __device__ __forceinline__ BinPlace find_bin(Shared& s, uint64_t limit) {
   const BinPlace place{s.bin, s.total};
   __syncthreads();
   return place;
+}
+// The same over the sum of all blocks' histograms, which are used up: each block adds up a part of
+// the bins.
+__device__ __forceinline__ BinPlace find_bin(Group& group, uint64_t limit) {
+  Shared& s = group.s;
+  if (group.blocks == 1) return find_bin(s, 0, kBins, 0, limit);
+  ptx::cluster_sync();
+  const int count = kBins / group.blocks, begin = group.rank * count;
+  uint64_t total = 0;
+  for (int i = begin + int(threadIdx.x); i < begin + count; i += kThreads) {
+    uint64_t bin = 0;
+    for (int b = 0; b < group.blocks; ++b) bin += ptx::cluster_pointer(s.histogram, b)[i];
+    total += bin;
+    s.histogram[i] = bin;  // nobody else reads these bins of this block
+  }
+  total = block_sum64(total, s);
+  const Words* all = group.exchange({{total, 0, 0}});
+  uint64_t ahead = 0;
+  for (int b = 0; b < group.rank; ++b) ahead += all[b].at[0];
+  Words mine{};
+  if (ahead < limit && ahead + total >= limit) {
+    const BinPlace place = find_bin(s, begin, count, ahead, limit);
+    mine = {{uint64_t(place.bin) + 1, place.ahead, 0}};
+  }
+  all = group.exchange(mine);
+  for (int b = 0; b < group.blocks; ++b)
+    if (all[b].at[0] != 0) return {int(all[b].at[0]) - 1, all[b].at[1]};
+  return {-1, 0};
 }
 
 // candidates[0, count) to sorted, best first.
@@ -342,14 +294,15 @@ __device__ __forceinline__ Border min_p_border(float best, float threshold) {
 // (or the weight) of itself and all ahead of it reaches `limit`; `among` where it never does.
 template <bool kByWeight, typename Read>
 __device__ Border find_border(const Read& read, float best, const Border& among, uint64_t limit,
-                              Shared& s) {
+                              Group& group) {
+  Shared& s = group.s;
   auto amount = [&](float x) { return kByWeight ? weight_of(x - best) : 1ull; };
   clear_histogram(s);
   read.each([&](float x, int token) {
     if (among.keeps(x, token)) atomicAdd(&s.histogram[bin_of(best - x)], amount(x));
   });
   __syncthreads();
-  const BinPlace place = find_bin(s, limit);
+  const BinPlace place = find_bin(group, limit);
   if (place.bin < 0) return among;
   const uint64_t wanted = limit - place.ahead;  // within the bin
   auto in_bin = [&](float x, int token) {
@@ -366,30 +319,31 @@ __device__ Border find_border(const Read& read, float best, const Border& among,
     const int at = atomicAdd(&s.num_candidates, 1);
     if (at < kMaxCandidates) s.candidates[at] = key;
   });
-  __syncthreads();
-  const int found = s.num_candidates;
-  __syncthreads();
+  const int found = group.gather_candidates();
   if (found <= kMaxCandidates) {
-    clear_histogram(s);
-    rank_candidates(s, found);
-    for (int i = threadIdx.x; i < found; i += kThreads)
-      s.histogram[i] = amount(value_of(s.sorted[i]));
-    __syncthreads();
-    const int at = find_bin(s, wanted).bin;
-    const uint64_t key = s.sorted[at < 0 ? found - 1 : at];
-    __syncthreads();
+    uint64_t key = 0;
+    if (group.rank == 0) {
+      clear_histogram(s);
+      rank_candidates(s, found);
+      for (int i = threadIdx.x; i < found; i += kThreads)
+        s.histogram[i] = amount(value_of(s.sorted[i]));
+      __syncthreads();
+      const int at = find_bin(s, 0, kMaxCandidates, 0, wanted).bin;
+      key = s.sorted[at < 0 ? found - 1 : at];
+    }
+    key = group.exchange({{key, 0, 0}})[0].at[0];
     return Border{value_of(key), token_of(key)};
   }
   // Crowded, as with equal or nearly equal logits: bisection for the largest key at which the sum
   // reaches `wanted`.
-  uint64_t low = ~block_max64(~low_key, s), high = block_max64(top_key, s) + 1;
+  uint64_t low = ~group.max64(~low_key), high = group.max64(top_key) + 1;
   while (high - low > 1) {
     const uint64_t middle = low + (high - low) / 2;
     uint64_t sum = 0;
     read.each([&](float x, int token) {
       if (in_bin(x, token) && key_of(x, token) >= middle) sum += amount(x);
     });
-    sum = block_sum64(sum, s);
+    sum = group.sum64(sum);
     (sum >= wanted ? low : high) = middle;
   }
   return Border{value_of(low), token_of(low)};
@@ -398,7 +352,8 @@ __device__ Border find_border(const Read& read, float best, const Border& among,
 // Logprobs of the raw logits: of the sampled token, its rank, and the best `count` tokens.
 template <typename T, bool kVectors>
 __device__ void write_logprobs(const SampleParams& p, const Raw<T, kVectors>& raw, int64_t row,
-                               int token, int count, float best, Shared& s) {
+                               int token, int count, float best, Group& group) {
+  Shared& s = group.s;
   count = min(min(count, p.max_top), p.vocab);
   const float mine = to_float(raw.logits[token]);
   uint64_t sum = 0;
@@ -407,14 +362,14 @@ __device__ void write_logprobs(const SampleParams& p, const Raw<T, kVectors>& ra
     sum += weight_of(x - best);
     ahead += x > mine;
   });
-  const float log_sum = best + float(log(double(block_sum64(sum, s)) * 0x1p-44));
-  const int rank = 1 + int(block_sum64(uint64_t(ahead), s));
-  if (threadIdx.x == 0) {
+  const float log_sum = best + float(log(double(group.sum64(sum)) * 0x1p-44));
+  const int rank = 1 + int(group.sum64(uint64_t(ahead)));
+  if (threadIdx.x == 0 && group.rank == 0) {
     p.sampled_logprob[row] = mine - log_sum;
     p.rank[row] = rank;
   }
   if (count == 0) return;
-  const Border border = find_border<false>(raw, best, Border{}, uint64_t(count), s);
+  const Border border = find_border<false>(raw, best, Border{}, uint64_t(count), group);
   if (threadIdx.x == 0) s.num_candidates = 0;
   __syncthreads();
   raw.each([&](float x, int t) {
@@ -422,8 +377,8 @@ __device__ void write_logprobs(const SampleParams& p, const Raw<T, kVectors>& ra
     const int at = atomicAdd(&s.num_candidates, 1);
     if (at < kMaxCandidates) s.candidates[at] = key_of(x, t);
   });
-  __syncthreads();
-  const int found = min(s.num_candidates, kMaxCandidates);
+  const int found = min(group.gather_candidates(), kMaxCandidates);
+  if (group.rank != 0) return;
   rank_candidates(s, found);
   for (int i = threadIdx.x; i < min(found, count); i += kThreads) {
     p.top_ids[row * p.top_stride + i] = token_of(s.sorted[i]);

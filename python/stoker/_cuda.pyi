@@ -64,6 +64,16 @@ def sample(
     top_ids: torch.Tensor | None,
     top_logprobs: torch.Tensor | None,
 ) -> None: ...
+def linear(
+    out: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    x_scale: torch.Tensor | None,
+    weight_scale: torch.Tensor | None,
+    silu_and_mul: bool,
+) -> None: ...
+def quantize_rows(out: torch.Tensor, scale: torch.Tensor, x: torch.Tensor) -> None: ...
 def decode_workers(q: torch.Tensor, k_cache: torch.Tensor) -> int:
     """Blocks of the decode kernel that fill the device, for tensors shaped like these."""
 

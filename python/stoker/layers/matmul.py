@@ -1,5 +1,5 @@
-"""out = x @ weight.T + bias: torch's product, or on CPUs without half-precision arithmetic a float32 one in
-pieces.
+"""out = x @ weight.T + bias: torch's product, on GPUs our own for few rows, or on CPUs without half-precision arithmetic a
+float32 one in pieces.
 """
 
 from __future__ import annotations
@@ -7,6 +7,8 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
+
+from stoker.ops import linear, silu_and_mul
 
 
 class Matmul(Protocol):
@@ -25,6 +27,31 @@ def plain_matmul(
         torch.mm(x, weight_t, out=out)
     else:
         torch.addmm(bias, x, weight_t, out=out)
+
+
+class StreamingMatmul:
+    """For GPUs: few rows go to `ops.linear`, which reads the weights at the memory's speed, more of them to torch's own
+    product (cuBLAS).
+    """
+
+    most_rows = 16
+    """Up to here ours is the quicker for a whole layer (docs/kernels.md)."""
+
+    def __call__(
+        self, out: torch.Tensor, x: torch.Tensor, weight_t: torch.Tensor, bias: torch.Tensor | None
+    ) -> None:
+        if x.shape[0] <= self.most_rows:
+            linear(out, x, weight_t.t(), bias)
+        else:
+            plain_matmul(out, x, weight_t, bias)
+
+    def gated(self, out: torch.Tensor, room: torch.Tensor, x: torch.Tensor, weight_t: torch.Tensor) -> None:
+        """silu_and_mul of the product, in one kernel for few rows."""
+        if x.shape[0] <= self.most_rows:
+            linear(out, x, weight_t.t(), silu_and_mul=True)
+        else:
+            plain_matmul(room, x, weight_t, None)
+            silu_and_mul(out, room)
 
 
 class WideningMatmul:
@@ -75,6 +102,8 @@ def _grown(room: torch.Tensor, count: int) -> torch.Tensor:
 
 def choose_matmul(dtype: torch.dtype, device: torch.device) -> Matmul:
     """The quicker of the two for weights of `dtype` on this machine."""
+    if device.type == "cuda" and dtype != torch.float32:
+        return StreamingMatmul()
     if device.type != "cpu" or dtype == torch.float32:
         return plain_matmul
     return plain_matmul if computes_in(dtype) else WideningMatmul()

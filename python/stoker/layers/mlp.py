@@ -6,7 +6,6 @@ from stoker.config import ModelConfig
 from stoker.layers.context import StepContext
 from stoker.layers.linear import Linear
 from stoker.layers.parameters import ParameterStore
-from stoker.ops import silu_and_mul
 
 
 class GatedMLP:
@@ -22,6 +21,5 @@ class GatedMLP:
     def __call__(self, ctx: StepContext) -> None:
         """activations.hidden [T, hidden] -> activations.hidden."""
         room = ctx.activations
-        self.gate_up(room.gate_up, room.hidden)
-        silu_and_mul(room.ffn, room.gate_up)
+        self.gate_up.silu_and_mul(room.ffn, room.hidden, room.gate_up)
         self.down(room.hidden, room.ffn)

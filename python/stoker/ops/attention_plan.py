@@ -20,7 +20,8 @@ class AttentionPlan:
     q and k_cache: tensors of the shapes, dtypes and device that will be used ([*, Hq, D] and
     [*, Hk, block_size, D]). early: the caller promises that the kernel launched just before paged_attention
     writes nothing that attention reads but q and the KV of this step's own tokens, so that older KV may be
-    fetched while it still runs. num_prefill_workers: thread blocks of the prefill kernel, 0 for as many as the
+    fetched while it still runs; rope_and_cache is such a one, a norm or linear is not (they let what follows
+    start before what is ahead of them has ended). num_prefill_workers: thread blocks of the prefill kernel, 0 for as many as the
     device runs at once; fewer leave multiprocessors to decode rows on another stream.
     """
 

@@ -25,6 +25,8 @@ _POSITIONAL = (
     "copy_blocks",
     "swap_blocks",
     "gather_tokens",
+    "linear",
+    "quantize_rows",
 )
 
 
@@ -42,6 +44,8 @@ class Backend:
     copy_blocks: Callable[..., None]
     swap_blocks: Callable[..., None]
     gather_tokens: Callable[..., None]
+    linear: Callable[..., None]
+    quantize_rows: Callable[..., None]
     sample: Callable[..., None] | None
 
     def __init__(self, native: ModuleType | None) -> None:

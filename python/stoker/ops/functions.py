@@ -172,3 +172,28 @@ def gather_tokens(out: torch.Tensor, token_ids: torch.Tensor, last_token: torch.
     dimension.
     """
     (CPU if out.is_cpu else backend_of(out)).gather_tokens(out, token_ids, last_token)
+
+
+def linear(
+    out: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    x_scale: torch.Tensor | None = None,
+    weight_scale: torch.Tensor | None = None,
+    silu_and_mul: bool = False,
+) -> None:
+    """out° [T, features] = x° [T, in] @ weight°.T [in, features] + bias, accumulated in float32. Made for few
+    rows: on a GPU the weights are read once for each 64 rows, and a row's bits do not depend on the others.
+
+    With x_scale [T] and weight_scale [features] (float32) x and weight are float8_e4m3fn, each row times its
+    scale. silu_and_mul: weight has 2 * features rows, and out = silu(x @ gate.T) * (x @ up.T), both products
+    rounded to out's dtype first; no bias then.
+    """
+    (CPU if x.is_cpu else backend_of(x)).linear(out, x, weight, bias, x_scale, weight_scale, silu_and_mul)
+
+
+def quantize_rows(out: torch.Tensor, scale: torch.Tensor, x: torch.Tensor) -> None:
+    """scale [T] float32 = max |x°| / 448 of each row (1 where that is 0); out° float8_e4m3fn = x / scale."""
+    (CPU if x.is_cpu else backend_of(x)).quantize_rows(out, scale, x)

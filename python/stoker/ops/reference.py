@@ -19,8 +19,10 @@ __all__ = [
     "copy_blocks",
     "gather_tokens",
     "gelu_and_mul",
+    "linear",
     "paged_attention",
     "philox_uniform",
+    "quantize_rows",
     "rms_norm",
     "rope_and_cache",
     "sample",
@@ -65,6 +67,41 @@ def gelu_and_mul(out: torch.Tensor, x: torch.Tensor) -> None:
     """out = gelu(x[:, :F]) * x[:, F:], gelu in its tanh form; x [T, 2F], out [T, F]."""
     gate, up = _wide(x).chunk(2, dim=-1)
     out.copy_(torch.nn.functional.gelu(gate, approximate="tanh") * up)
+
+
+def linear(
+    out: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    x_scale: torch.Tensor | None = None,
+    weight_scale: torch.Tensor | None = None,
+    silu_and_mul: bool = False,
+) -> None:
+    """out = x @ weight.T + bias, one rounding at the end; with scales x and weight are fp8 rows times their scale.
+
+    x [T, in], weight [features, in], bias [features], x_scale [T], weight_scale [features]. silu_and_mul: weight
+    [2 * features, in], gate then up, and silu_and_mul of their products, which are rounded to out's dtype first.
+    """
+    y = _wide(x) @ _wide(weight).t()
+    if x_scale is not None and weight_scale is not None:
+        y = y * x_scale.unsqueeze(1) * weight_scale
+    if bias is not None:
+        y = y + _wide(bias)
+    if silu_and_mul:
+        both = y.to(out.dtype)
+        gate, up = _wide(both).chunk(2, dim=-1)
+        y = torch.nn.functional.silu(gate) * up
+    out.copy_(y)
+
+
+def quantize_rows(out: torch.Tensor, scale: torch.Tensor, x: torch.Tensor) -> None:
+    """x [T, H] as float8_e4m3fn times a scale a row: scale = max |x| / 448, 1 for a row of zeros."""
+    wide = x.float()
+    most = wide.abs().amax(-1)
+    scale.copy_(torch.where(most > 0, most * (1.0 / 448.0), torch.ones_like(most)))
+    out.copy_((wide / scale.unsqueeze(1)).clamp(-448.0, 448.0))
 
 
 def _rotated(x: torch.Tensor, cos_sin: torch.Tensor) -> torch.Tensor:
