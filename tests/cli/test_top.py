@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import threading
 from collections.abc import Iterator
@@ -74,6 +75,7 @@ def test_the_view_fits(width: int) -> None:
     past = Past(10.0)
     past.add(parse_metrics(page(1, 100, 0), 0.0))
     past.add(parse_metrics(page(4, 200, 25), 1.0))
+    past.newest.reqs = REQS["data"]
     out = io.StringIO()
     Console(file=out, width=width, color_system=None).print(view("http://x", past, "", width))
     text = out.getvalue()
@@ -84,9 +86,23 @@ def test_the_view_fits(width: int) -> None:
         assert "0.15" in text
 
 
+REQS = {
+    "data": [
+        {"id": f"cmpl-{n}", "state": "waiting", "age": float(n), "prompt_tokens": 10 * n, "output_tokens": 0,
+         "waits_for": {"code": "seats", "message": "waits for a seat; all are taken"}}
+        for n in range(1, 10)
+    ]
+}  # fmt: skip
+
+
 class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        body = (page(3) if self.path == "/metrics" else '{"status": "ready"}').encode()
+        pages = {
+            "/metrics": page(3),
+            "/ready": '{"status": "ready"}',
+            "/v1/requests?limit=512": json.dumps(REQS),
+        }
+        body = pages[self.path].encode()
         self.send_response(200)
         self.end_headers()
         self.wfile.write(body)
@@ -108,7 +124,12 @@ def server() -> Iterator[str]:
 def test_once(server: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Two looks at a real socket, printed, exit code 0."""
     assert main(["top", server, "--once", "--interval", "0.1"]) == 0
-    assert "ready" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "ready" in out
+    # The slowest, with why they wait; not all of them.
+    assert out.index("cmpl-9") < out.index("cmpl-8") < out.index("cmpl-4")
+    assert "cmpl-3" not in out
+    assert "waits for a seat" in out
 
 
 @pytest.mark.parametrize(

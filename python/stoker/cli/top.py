@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 HELP = "watch a running server"
 _SPARKS = " ▁▂▃▄▅▆▇█"
+_SHOWN = 6
+"""Of the slowest requests."""
 _LATENCIES = (
     ("time to first token", "stoker_time_to_first_token_seconds"),
     ("inter-token latency", "stoker_inter_token_latency_seconds"),
@@ -110,8 +112,16 @@ def view(url: str, past: Past, trouble: str, width: int) -> RenderableType:
         "steps/s", _number(past.rate("num_steps")),
     )  # fmt: skip
     facts.add_row(
-        "prefix hit rate", Text(_hit_rate(past)),
-        "preemptions", _number(engine("num_preemptions"), "red" if past.rate("num_preemptions") else ""),
+        "prefix hit rate",
+        Text(_hit_rate(past)),
+        "preemptions",
+        _number(engine("num_preemptions"), "red" if past.rate("num_preemptions") else ""),
+        "swapped",
+        _number(engine("num_swapped"), "magenta"),
+    )
+    facts.add_row(
+        "finished", _number(look.values.get("stoker_answers_finished_total", 0.0)),
+        "open", _number(float(len(look.reqs))),
         "loop age ms", _number(1e3 * look.values.get("stoker_loop_age_seconds", 0.0)),
     )  # fmt: skip
     inner = max(20, width - 4)
@@ -125,6 +135,8 @@ def view(url: str, past: Past, trouble: str, width: int) -> RenderableType:
         Text(),
         _endings(past),
     ]
+    if look.reqs:
+        parts += [Text(), _slowest(look.reqs)]
     return Panel(Group(*parts), title=head, title_align="left", border_style="grey50", padding=(0, 1))
 
 
@@ -187,6 +199,32 @@ def _latency_table(past: Past) -> Any:
         table.add_row(
             name,
             *(_seconds(quantile(buckets, share), min(buckets, default=0.0)) for share in (0.5, 0.9, 0.99)),
+        )
+    return table
+
+
+def _slowest(reqs: list[dict[str, Any]]) -> Any:
+    """The oldest of the open requests, and why they wait."""
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for head in ("slowest", "age s", "prompt", "output", "state"):
+        right = head in ("age s", "prompt", "output")
+        table.add_column(head, justify="right" if right else "left", header_style="dim", no_wrap=True)
+    table.add_column("why it waits", header_style="dim", overflow="ellipsis", no_wrap=True)
+    oldest = sorted(reqs, key=lambda req: -float(req.get("age") or 0.0))
+    shown, rest = oldest[:_SHOWN], oldest[_SHOWN:]
+    if not any(req.get("waits_for") for req in shown):  # those that wait are what one wants to know of
+        held_up = [req for req in rest if req.get("waits_for")][: _SHOWN // 2]
+        shown = shown[: _SHOWN - len(held_up)] + held_up
+    for req in shown:
+        waits = req.get("waits_for") or {}
+        name = str(req.get("id", "?"))
+        table.add_row(
+            name if len(name) <= 14 else f"{name[:6]}…{name[-7:]}",
+            f"{float(req.get('age') or 0.0):.1f}",
+            *(str(req.get(key, "?")) for key in ("prompt_tokens", "output_tokens", "state")),
+            str(waits.get("message", "")),
         )
     return table
 

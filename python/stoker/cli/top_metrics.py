@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections import deque
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,8 @@ class Look:
     """Samples without labels; of those with labels the sum, and each as name{value}."""
     histograms: dict[str, Buckets] = field(default_factory=dict)
     status: str = ""
+    reqs: list[dict[str, Any]] = field(default_factory=list)
+    """Those that are open, as /v1/requests tells them; empty where the server does not."""
 
     def engine(self, name: str) -> float:
         """A figure of the engine's; 0 where the server does not tell it."""
@@ -146,6 +149,10 @@ def fetch(url: str, now: float, key: str | None = None, timeout: float = 2.0) ->
         look.status = f"not ready ({error.code})"
     except ValueError:
         look.status = "unknown"
+    with suppress(
+        OSError, ValueError, TypeError, KeyError
+    ):  # an engine in a long step, a server that hides them
+        look.reqs = list(json.loads(_get(f"{url}/v1/requests?limit=512", key, timeout))["data"])
     return look
 
 
