@@ -1,4 +1,5 @@
-// What the step trace costs a step: everything that a turn of the loop does for it and would not do without, by itself.
+// What the step trace costs a step: everything that a turn of the loop does for it and would not do
+// without, by itself.
 //
 //   g++ -O2 -std=c++20 -Icsrc benchmarks/step_trace.cpp -o build/step_trace && build/step_trace
 #include <algorithm>
@@ -42,7 +43,8 @@ int main() {
     rounds.push_back(static_cast<double>(clock.now() - start) / kSteps);
   }
   std::sort(rounds.begin(), rounds.end());
-  std::printf("step trace: %.0f ns a step (median of %d rounds; best %.0f, worst %.0f), %zu bytes each\n",
-              rounds[kRounds / 2], kRounds, rounds.front(), rounds.back(), sizeof(StepTrace));
+  std::printf(
+      "step trace: %.0f ns a step (median of %d rounds; best %.0f, worst %.0f), %zu bytes each\n",
+      rounds[kRounds / 2], kRounds, rounds.front(), rounds.back(), sizeof(StepTrace));
   return ring.pushed() == int64_t{kSteps} * kRounds ? 0 : 1;
 }

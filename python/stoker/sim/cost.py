@@ -88,6 +88,7 @@ def roofline(
     windows = [w for w in map(model.window, range(layers)) if w]
     return CostModel(
         step=1e3 * (peaks.step_us + layers * peaks.layer_us),
+        row=1e3 * layers * peaks.row_us,
         token=2 * body / flops + position / read,
         sampled=2 * head / flops,
         weights=element_bytes * (body + head) / read,

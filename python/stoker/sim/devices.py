@@ -30,16 +30,18 @@ class DeviceRow(NamedTuple):
     """A step, whatever it holds: launch, sampler, the results' way back."""
     layer_us: float
     """A layer, whatever the step holds: norms, rotary, small launches."""
+    row_us: float
+    """Each row in a layer: what attention needs for a request besides reading its KV."""
 
 
 # fmt: off
 DEVICES: dict[str, DeviceRow] = {
-    #                TFLOP/s   GB/s    GiB  host  flops  attn  bytes  step  layer
-    "h200": DeviceRow(  989,   4800, 139.8,  55,  0.69,  0.50,  0.80,  100,  28),
-    "h100": DeviceRow(  989,   3350,  79.1,  55,  0.69,  0.50,  0.80,  100,  28),
-    "a100": DeviceRow(  312,   2039,  79.2,  25,  0.69,  0.50,  0.80,  100,  28),
-    "l40s": DeviceRow(  362,    864,  44.4,  25,  0.69,  0.50,  0.80,  100,  28),
-    "4090": DeviceRow(  165,   1008,  23.6,  25,  0.69,  0.50,  0.80,  100,  28),
-    "cpu":  DeviceRow(0.436,     40,  16.0,  10,  0.80,  0.30,  0.80,  300,  60),
+    #                TFLOP/s   GB/s    GiB  host  flops  attn  bytes  step  layer   row
+    "h200": DeviceRow(  989,   4800, 139.8,  55,  0.66,  0.50,  0.86,  100,  32,  0.06),
+    "h100": DeviceRow(  989,   3350,  79.1,  55,  0.66,  0.50,  0.86,  100,  32,  0.06),
+    "a100": DeviceRow(  312,   2039,  79.2,  25,  0.66,  0.50,  0.86,  100,  32,  0.06),
+    "l40s": DeviceRow(  362,    864,  44.4,  25,  0.66,  0.50,  0.86,  100,  32,  0.06),
+    "4090": DeviceRow(  165,   1008,  23.6,  25,  0.66,  0.50,  0.86,  100,  32,  0.06),
+    "cpu":  DeviceRow(0.436,     40,  16.0,  10,  0.80,  0.30,  0.80,  300,  60,  0.00),
 }
 # fmt: on
