@@ -24,8 +24,29 @@ def build_engine(options: dict[str, Any]) -> tuple[DrivenEngine, dict[str, Any]]
     from stoker.engine.engine import Engine
 
     built = Engine(EngineConfig.from_kwargs(**options))
-    info = {"vocab_size": built.model_config.vocab_size, "architecture": built.model_config.architecture}
+    info: dict[str, Any] = {
+        "vocab_size": built.model_config.vocab_size,
+        "architecture": built.model_config.architecture,
+        "generation_defaults": built.generation_config.defaults,
+        "dtype": built.dtype,
+        "ledger": built.ledger,
+    }
+    print(ledger(built), flush=True)
     return built, info
+
+
+def ledger(engine: Any) -> str:
+    """What the start took, and where the memory went."""
+    parts = [
+        f"{name.replace('_', ' ')} {value:.2f} {'s' if name.endswith('seconds') else 'GiB'}"
+        for name, value in engine.ledger.items()
+        if value or name in ("weights", "kv", "host_kv")
+    ]
+    block_size = engine.config.block_size
+    return (
+        f"stoker: {engine.model_config.architecture} in {engine.dtype}; {', '.join(parts)}; {engine.loop.config.num_blocks - 1} KV blocks of "
+        f"{block_size} tokens for at most {engine.max_num_seqs} requests of {engine.max_model_len} tokens"
+    )
 
 
 def main() -> None:

@@ -47,11 +47,11 @@ async def create_completion(request: Request, state: ServerState) -> Response:
         prompt_logprobs=body.logprobs if body.echo else None,
         defaults=state.defaults,
     )
-    base = body.request_id or request.state.request_id or state.new_id("cmpl")
+    base = body.request_id or state.new_id("cmpl")
     jobs: list[Answers] = []
     try:
         for index, prompt in enumerate(prompts):
-            rid = base if index == 0 and body.request_id else state.new_id("cmpl")
+            rid = base if index == 0 else f"{base}-{index}"
             jobs.append(
                 state.submit(
                     request,

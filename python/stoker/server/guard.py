@@ -18,7 +18,7 @@ from stoker.server.state import ServerState
 log = logging.getLogger("stoker.server")
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _OPEN_PATHS = frozenset({"/health", "/ready", "/version", "/"})
-# Asked again and again by probes and pages: logged only when they fail.
+# Asked again and again by probes and pages: counted, not logged.
 _QUIET_PATHS = frozenset({"/health", "/ready", "/metrics", "/v1/requests"})
 
 
@@ -67,7 +67,7 @@ class Guard:
         finally:
             path = getattr(scope.get("route"), "path", "other")
             self._state.metrics.http_requests.labels(path, str(status)).inc()
-            if self._state.settings.access_log and not (status == 200 and path in _QUIET_PATHS):
+            if self._state.settings.access_log and path not in _QUIET_PATHS:
                 took = (time.monotonic() - began) * 1e3
                 account = "; ".join(job.account() for job in jobs)
                 log.info(

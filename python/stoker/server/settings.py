@@ -58,3 +58,10 @@ class ServerSettings:
     otlp_endpoint: str | None = None
     """Where traces go (OTLP over HTTP); None: nowhere."""
     limits: Limits = field(default_factory=Limits)
+
+    @property
+    def address(self) -> str:
+        """Where the server answers."""
+        scheme = "https" if self.ssl_certfile else "http"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{scheme}://{host}:{self.port}"

@@ -51,6 +51,8 @@ class ServerState:
         self._template = ChatTemplate.from_folder(ready.model_path, self._tokenizer.special_tokens)
         templates = () if self._template is None else self._template.templates.values()
         self.answer_format = format_for(self.settings.answer_parser, templates)
+        if self.client.worker == 0:
+            log.info("ready at %s", self.settings.address)
         self._pooling = Pooling.from_folder(ready.model_path, self.settings.embeddings)
 
     @property

@@ -77,13 +77,6 @@ class Supervisor:
         listener.listen(2048)
         return listener
 
-    @property
-    def address(self) -> str:
-        """Where the server answers."""
-        scheme = "https" if self._settings.ssl_certfile else "http"
-        host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
-        return f"{scheme}://{host}:{self._settings.port}"
-
     def _on_signal(self, number: int, frame: object) -> None:
         self._stop_requested = True
 
