@@ -10,26 +10,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from test_scheduler import BLOCK, prompt, w2_lengths
+from workloads import prompt, scheduler, step_seconds, w2_lengths
 
-from stoker.scheduler import Req, SamplingParams, Scheduler, SchedulerConfig
+from stoker.scheduler import Req, SamplingParams
 
 EOS = 0
 
 
 def simulate(blocks: int, seats: int = 256, factor: int = 1, **options: Any) -> tuple[float, float, int, int]:
     """Seconds, share of tokens computed twice, retractions, and the most blocks used."""
-    s = Scheduler(
-        SchedulerConfig(
-            num_blocks=blocks,
-            block_size=BLOCK,
-            max_num_seqs=seats,
-            max_num_batched_tokens=8192,
-            max_model_len=16384,
-            eos_token_ids=[EOS],
-            **options,
-        )
-    )
+    s = scheduler((blocks - 1) * 16, seats, max_model_len=16384, eos_token_ids=[EOS], **options)
     length: dict[int, int] = {}
     reqs = []
     for i, (p, o) in enumerate(w2_lengths()):
@@ -46,7 +36,7 @@ def simulate(blocks: int, seats: int = 256, factor: int = 1, **options: Any) -> 
         seat_req[changes["seat"]] = changes["req"]
         positions, seats_out = batch.out_position, batch.out_seat
         sampled = np.where(positions + 1 >= true_end[seat_req[seats_out]], EOS, 5).astype(np.int32)
-        now += max(5e-3, 25e-6 * batch.num_tokens) + 0.03e-6 * int(batch.row_kv_len.sum())
+        now += step_seconds(batch)
         tokens += batch.num_tokens
         stats = s.last_stats
         twice += stats.recomputed_tokens

@@ -77,8 +77,8 @@ void register_sched_results(py::module_& m) {
   vector_property(result, "pooled", &StepResult::pooled);
   vector_property(result, "finished_transfers", &StepResult::finished_transfers);
 
-  py::class_<StepEvents>(m, "StepEvents",
-                         "News of a commit, as flat arrays (copies); valid until the next commit.")
+  py::class_<StepEvents, std::shared_ptr<StepEvents>>(
+      m, "StepEvents", "News of a commit, as flat arrays (copies); valid until the next commit.")
       .def_readonly("batch_id", &StepEvents::batch_id)
       .def_property_readonly("status", [](const StepEvents& e) { return name_of(e.status); })
       .def_readonly("message", &StepEvents::message)

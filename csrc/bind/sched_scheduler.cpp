@@ -64,7 +64,22 @@ class LibraryScheduler {
     return views_[at];
   }
 
-  const StepEvents& commit(const py::handle& batch, const py::handle& result, TimeNs now) {
+  py::object commit(const py::handle& batch, const py::handle& result, TimeNs now) {
+    return seen(take_back(batch, result, now));
+  }
+  py::object take_events() { return seen(scheduler_->take_events()); }
+
+  Scheduler& core() { return *scheduler_; }
+
+ private:
+  const StepEvents& take_back(const py::handle& batch, const py::handle& result, TimeNs now) {
+    if (is_token_array(result)) {
+      const auto* array = py::detail::array_proxy(result.ptr());
+      return scheduler_->commit(
+          id_of(batch),
+          {reinterpret_cast<const Token*>(array->data), static_cast<size_t>(array->dimensions[0])},
+          now);
+    }
     if (py::isinstance<StepResult>(result)) {
       auto& full = result.cast<StepResult&>();
       if (full.batch_id == 0) full.batch_id = id_of(batch);
@@ -81,9 +96,24 @@ class LibraryScheduler {
     return scheduler_->commit(id_of(batch), tokens, now);
   }
 
-  Scheduler& core() { return *scheduler_; }
+  // What nearly every call brings: told without asking numpy, which takes longer than the commit of
+  // a row. Other forms of it take the long way.
+  bool is_token_array(const py::handle& result) const {
+    if (!py::isinstance<py::array>(result)) return false;
+    const auto* array = py::detail::array_proxy(result.ptr());
+    return array->nd == 1 && array->descr == token_dtype_.ptr() &&
+           py::detail::check_flags(array, py::array::c_style) && array->data != nullptr;
+  }
 
- private:
+  // The scheduler's news are always in one place, so one Python object shows them.
+  py::object seen(const StepEvents& events) {
+    if (!events_) {
+      events_ = py::cast(std::const_pointer_cast<StepEvents>(
+          std::shared_ptr<const StepEvents>(scheduler_, &events)));
+    }
+    return events_;
+  }
+
   static BatchId id_of(const py::handle& batch) {
     if (py::isinstance<py::int_>(batch)) return batch.cast<BatchId>();
     return batch.cast<const BatchView&>().buffer.header().batch_id;
@@ -98,6 +128,8 @@ class LibraryScheduler {
   std::vector<py::object> views_;
   std::vector<BatchBuffer> buffers_;
   size_t next_ = 0;
+  py::object events_;
+  py::dtype token_dtype_ = py::dtype::of<Token>();
 };
 
 }  // namespace
@@ -170,9 +202,8 @@ void register_scheduler(py::module_& m) {
           "abort", [](S& s, std::string_view rid, TimeNs now) { return s.core().abort(rid, now); },
           py::arg("rid"), py::arg("now") = 0)
       .def("schedule", &S::schedule, py::arg("now") = 0)
-      .def("commit", &S::commit, py::arg("batch"), py::arg("result"), py::arg("now") = 0, inner)
-      .def(
-          "take_events", [](S& s) -> const StepEvents& { return s.core().take_events(); }, inner)
+      .def("commit", &S::commit, py::arg("batch"), py::arg("result"), py::arg("now") = 0)
+      .def("take_events", &S::take_events)
       .def("has_unfinished", [](S& s) { return s.core().has_unfinished(); })
       .def_property_readonly("num_waiting", [](S& s) { return s.core().num_waiting(); })
       .def_property_readonly("num_running", [](S& s) { return s.core().num_running(); })

@@ -1,6 +1,7 @@
 // Balancing: decode rows are dealt in classes of equal split length, longest splits first, each
 // worker taking a run of consecutive units up to a common limit; so shorter splits level out what
-// longer ones leave. While no row gains or loses a split, the last step's pieces are used again.
+// longer ones leave. From step to step few rows change: pieces of those that did not are kept, and
+// rows that came or gained a split are dealt to whoever has least, until an eighth is new or gone.
 #include "sched/attention_plan.h"
 
 #include <algorithm>
@@ -13,6 +14,9 @@ namespace {
 
 // A unit costs its tokens and a little besides: merging, and the head's query.
 constexpr int64_t kUnitOverhead = 12;
+
+// So much of the rows or of their cost may change before everything is dealt anew.
+constexpr int64_t kChangedShare = 8;
 
 // Pieces that the list has room for besides one a row. A cut between two workers makes three more;
 // there are as many cuts as workers in each class of splits.
@@ -34,10 +38,11 @@ int32_t whole_heads(int32_t units, int32_t splits) {
 
 AttentionPlanner::AttentionPlanner(const AttentionGeometry& geometry) : geometry_(geometry) {
   check(geometry.num_decode_workers > 0 && geometry.num_decode_heads > 0, "attention geometry");
-  counts_.resize(size_t(geometry.num_decode_workers));
-  indptr_.resize(size_t(geometry.num_decode_workers) + 1);
-  idle_.reserve(counts_.size());
-  find_places();  // of a step without decode rows
+  const auto workers = size_t(geometry.num_decode_workers);
+  kept_load_.resize(workers);
+  kept_counts_.resize(workers);
+  counts_.resize(workers);
+  next_.resize(workers);
 }
 
 int32_t AttentionPlanner::work_capacity(const AttentionGeometry& geometry, int32_t max_rows,
@@ -53,8 +58,7 @@ int32_t AttentionPlanner::work_capacity(const AttentionGeometry& geometry, int32
 
 // The next `count` units, from where dealing stands, go to `worker`: a cut head before, whole
 // heads, a cut head after.
-void AttentionPlanner::add_pieces(int32_t worker, int32_t count) {
-  Count& counted = counts_[size_t(worker)];
+void AttentionPlanner::add_pieces(std::vector<Piece>& to, int32_t worker, int32_t count) {
   while (count > 0) {
     const Row& row = dealt_[at_row_];
     const int32_t units = units_of(row), splits = row.num_splits;
@@ -69,18 +73,16 @@ void AttentionPlanner::add_pieces(int32_t worker, int32_t count) {
       open_slots_ = num_slots_;
       num_slots_ += splits;
     }
-    Piece& piece = pieces_[size_t(num_pieces_++)];
-    piece.work = {.row = row.row,
-                  .seat = row.seat,
-                  .kv_begin = kv_begin_of(row.kv_len),
-                  .kv_len = row.kv_len,
-                  .unit_begin = at_unit_,
-                  .unit_end = at_unit_ + take,
-                  .split_shift = row.split_shift,
-                  .partial = shared ? open_slots_ : -1};
-    piece.worker = worker;
-    ++counted.all;
-    counted.shared += shared;
+    to.push_back({.work = {.row = row.row,
+                           .seat = row.seat,
+                           .kv_begin = 0,
+                           .kv_len = row.kv_len,
+                           .unit_begin = at_unit_,
+                           .unit_end = at_unit_ + take,
+                           .split_shift = row.split_shift,
+                           .partial = shared ? open_slots_ : -1},
+                  .worker = worker,
+                  .unit_cost = int32_t(row.cost / units)});
     at_unit_ += take;
     count -= take;
     if (shared) at_split_ = at_split_ + take == splits ? 0 : at_split_ + take;
@@ -94,7 +96,7 @@ void AttentionPlanner::add_pieces(int32_t worker, int32_t count) {
 // Deals the units of rows [row_begin, row_end) of dealt_, which have splits of one length. Workers
 // lie in few runs of equal load, since each class gives the same number of units to all of a run.
 void AttentionPlanner::deal(size_t row_begin, size_t row_end) {
-  const auto workers = int64_t(counts_.size());
+  const auto workers = int64_t(geometry_.num_decode_workers);
   int64_t units = 0, cost_of_all = 0;
   for (size_t i = row_begin; i < row_end; ++i) {
     units += units_of(dealt_[i]);
@@ -141,10 +143,11 @@ void AttentionPlanner::deal(size_t row_begin, size_t row_end) {
       if (end > (next_runs_.empty() ? 0 : next_runs_.back().end)) next_runs_.push_back({end, load});
     };
     if (each > 0 && units > 0) {
-      for (; worker < run.end && units >= each; ++worker, units -= each) add_pieces(worker, each);
+      for (; worker < run.end && units >= each; ++worker, units -= each)
+        add_pieces(pieces_, worker, each);
       until(worker, run.load + each * cost);
       if (worker < run.end && units > 0) {
-        add_pieces(worker++, int32_t(units));
+        add_pieces(pieces_, worker++, int32_t(units));
         until(worker, run.load + units * cost);
         units = 0;
       }
@@ -158,7 +161,7 @@ void AttentionPlanner::deal(size_t row_begin, size_t row_end) {
 
 // One run of consecutive units a worker, whatever their lengths: few cuts, and less even.
 void AttentionPlanner::deal_in_order() {
-  const auto workers = int64_t(counts_.size());
+  const auto workers = int64_t(geometry_.num_decode_workers);
   at_row_ = 0;
   at_unit_ = at_split_ = 0;
   open_slots_ = -1;
@@ -172,22 +175,16 @@ void AttentionPlanner::deal_in_order() {
       int64_t take = w + 1 == workers ? left : (until - done + cost - 1) / cost;
       take = std::min(left, take);
       done += take * cost;
-      add_pieces(int32_t(w), int32_t(take));
+      add_pieces(pieces_, int32_t(w), int32_t(take));
     }
   }
 }
 
 bool AttentionPlanner::assign(int32_t max_pieces, int32_t max_slots, bool by_length) {
-  num_pieces_ = num_slots_ = 0;
-  std::fill(counts_.begin(), counts_.end(), Count{});
-  // A class of splits makes at most three pieces a worker besides one a row.
-  size_t classes = 1;
-  for (size_t i = 1; i < dealt_.size(); ++i)
-    classes += dealt_[i].split_shift != dealt_[i - 1].split_shift;
-  const size_t most = dealt_.size() + 3 * classes * counts_.size();
-  if (pieces_.size() < most) pieces_.resize(most);
+  pieces_.clear();
+  num_slots_ = 0;
   if (by_length) {
-    runs_.assign(1, {int32_t(counts_.size()), 0});
+    runs_.assign(1, {geometry_.num_decode_workers, 0});
     for (size_t begin = 0; begin < dealt_.size();) {
       size_t end = begin + 1;
       while (end < dealt_.size() && dealt_[end].split_shift == dealt_[begin].split_shift) ++end;
@@ -197,38 +194,115 @@ bool AttentionPlanner::assign(int32_t max_pieces, int32_t max_slots, bool by_len
   } else {
     deal_in_order();
   }
-  return num_pieces_ <= max_pieces && num_slots_ <= max_slots;
+  return int32_t(pieces_.size()) <= max_pieces && num_slots_ <= max_slots;
 }
 
-// The list is in order of worker, shared pieces first: their merges then happen early, while there
-// is other work.
-void AttentionPlanner::find_places() {
-  auto end = int32_t(counts_.size());
-  idle_.clear();
-  for (size_t w = 0; w < counts_.size(); ++w) {
-    Count& count = counts_[w];
-    indptr_[w] = end;
-    if (count.all == 0) idle_.push_back(int32_t(w));
-    end += std::max(count.all - 1, 0);
-    count = {.all = count.shared, .shared = 0};  // from here on: the next whole one, and shared one
+// Deals everything anew.
+void AttentionPlanner::plan_all() {
+  // Longest splits first, in the batch's order within a class.
+  std::array<size_t, 33> next{};
+  for (const Row& row : rows_) ++next[size_t(31 - row.split_shift) + 1];
+  for (size_t i = 1; i < next.size(); ++i) next[i] += next[i - 1];
+  dealt_.resize(rows_.size());
+  for (const Row& row : rows_) dealt_[next[size_t(31 - row.split_shift)]++] = row;
+  const int32_t max_pieces = int32_t(rows_.size()) + kCutsAWorker * geometry_.num_decode_workers;
+  const int32_t max_slots = decode_slot_capacity(geometry_);
+  if (!assign(max_pieces, max_slots, true)) {
+    // Too many cuts: one run of units for each worker has few.
+    check(assign(max_pieces, max_slots, false), "attention plan: too many pieces");
   }
-  indptr_[counts_.size()] = end;
-  for (Piece& piece : std::span(pieces_.data(), size_t(num_pieces_))) {
-    Count& next = counts_[size_t(piece.worker)];
-    const int32_t order = piece.work.partial >= 0 ? next.shared++ : next.all++;
-    piece.place = order == 0 ? piece.worker : indptr_[size_t(piece.worker)] + order - 1;
+  keep_dealt();
+}
+
+void AttentionPlanner::count(const Piece& piece, std::vector<Count>& counts,
+                             std::vector<int64_t>& load, int sign) {
+  Count& of = counts[size_t(piece.worker)];
+  of.shared += piece.shared() ? sign : 0;
+  of.whole += piece.shared() ? 0 : sign;
+  load[size_t(piece.worker)] +=
+      sign * int64_t{piece.unit_cost} * (piece.work.unit_end - piece.work.unit_begin);
+}
+
+void AttentionPlanner::keep_dealt() {
+  kept_.swap(pieces_);
+  std::fill(kept_counts_.begin(), kept_counts_.end(), Count{});
+  std::fill(kept_load_.begin(), kept_load_.end(), 0);
+  for (const Piece& piece : kept_) count(piece, kept_counts_, kept_load_, 1);
+  counts_ = kept_counts_;
+  kept_slots_ = num_slots_;
+  num_kept_then_ = num_kept_ = rows_.size();
+  added_.clear();
+  added_pieces_.clear();
+  for (Seat& seat : seats_) seat.num_splits = 0;
+  for (const Row& row : rows_) {
+    Seat& seat = seats_[size_t(row.seat)];
+    seat.num_splits = row.num_splits;
+    seat.split_shift = row.split_shift;
+    seat.from = row.length;
+    // Up to the next split, unless splits get longer before.
+    seat.to = row.num_splits << row.split_shift;
+    if (decode_split_shift(seat.to, geometry_.num_decode_heads) != row.split_shift)
+      seat.to = row.length;
   }
 }
 
-// Reads the step's decode rows. True: their units are those of the last step.
-bool AttentionPlanner::survey(std::span<const int32_t> row_seat,
-                              std::span<const int32_t> row_kv_len, int32_t num_decode_rows) {
-  const size_t before = rows_.size();
-  bool same = true;
-  size_t count = 0;
+// Forgets the kept pieces of rows that left, or have other units now.
+void AttentionPlanner::drop_gone() {
+  std::erase_if(kept_, [&](const Piece& piece) {
+    if (seats_[size_t(piece.work.seat)].seen == step_) return false;
+    count(piece, kept_counts_, kept_load_, -1);
+    return true;
+  });
+  for (Seat& seat : seats_) {
+    if (seat.seen != step_) seat.num_splits = 0;
+  }
+}
+
+// Deals the rows that kept_ has nothing of: to each worker that has room for a head up to a common
+// limit, which rises until all have found a place.
+void AttentionPlanner::plan_added() {
+  added_pieces_.clear();
+  dealt_.assign(added_.begin(), added_.end());
+  num_slots_ = kept_slots_;
+  load_ = kept_load_;
+  counts_ = kept_counts_;
+  at_row_ = 0;
+  at_unit_ = at_split_ = 0;
+  open_slots_ = -1;
+  const size_t workers = load_.size();
+  int64_t limit = total_ / int64_t(workers);
+  size_t worker = 0;
+  while (at_row_ < dealt_.size()) {
+    const Row& row = dealt_[at_row_];
+    const int64_t cost = std::max<int64_t>(1, row.cost / units_of(row));
+    if (worker == workers) {
+      worker = 0;
+      limit += std::max<int64_t>(1, cost * row.num_splits / 4);
+    }
+    const int64_t least = std::min(row.num_splits - at_split_, units_of(row) - at_unit_);
+    if (load_[worker] + cost * least > limit) {
+      ++worker;
+      continue;
+    }
+    const auto take =
+        int32_t(std::min<int64_t>(units_of(row) - at_unit_, (limit - load_[worker]) / cost));
+    add_pieces(added_pieces_, int32_t(worker), take);
+    load_[worker] += take * cost;
+  }
+  for (const Piece& piece : added_pieces_) count(piece, counts_, load_, 1);
+}
+
+// Reads the step's decode rows: which of them have the units that they had before.
+AttentionPlanner::Change AttentionPlanner::survey(std::span<const int32_t> row_seat,
+                                                  std::span<const int32_t> row_kv_len,
+                                                  int32_t num_decode_rows) {
+  ++step_;
+  rows_.clear();
+  last_added_.swap(added_);
+  added_.clear();
   total_ = 0;
-  if (before < size_t(num_decode_rows)) rows_.resize(size_t(num_decode_rows));
-  std::array<int32_t, 32> of_shift{};
+  int64_t cost_of_added = 0;
+  size_t kept = 0;
   for (int32_t r = 0; r < num_decode_rows; ++r) {
     const int32_t kv_len = row_kv_len[size_t(r)];
     if (kv_len <= 0) continue;
@@ -237,26 +311,72 @@ bool AttentionPlanner::survey(std::span<const int32_t> row_seat,
     row.row = r;
     row.seat = row_seat[size_t(r)];
     row.kv_len = kv_len;
-    row.split_shift = decode_split_shift(length, geometry_.num_decode_heads);
-    row.num_splits = (length + (1 << row.split_shift) - 1) >> row.split_shift;
+    row.length = length;
+    check(row.seat >= 0, "attention plan: a row without a seat");
+    if (size_t(row.seat) >= seats_.size()) seats_.resize(size_t(row.seat) + 1);
+    Seat& seat = seats_[size_t(row.seat)];
+    if (seat.num_splits > 0 && seat.from <= length && length <= seat.to) {
+      row.split_shift = seat.split_shift;
+      row.num_splits = seat.num_splits;
+    } else {
+      row.split_shift = decode_split_shift(length, geometry_.num_decode_heads);
+      row.num_splits = (length + (1 << row.split_shift) - 1) >> row.split_shift;
+    }
     row.cost = (length + row.num_splits * kUnitOverhead) * int64_t(geometry_.num_decode_heads);
     total_ += row.cost;
-    ++of_shift[size_t(row.split_shift)];
-    same = same && count < before && row.same_units(rows_[count]);
-    rows_[count++] = row;
+    check(seat.there != step_, "attention plan: two decode rows of one seat");
+    seat.there = step_;
+    seat.row = r;
+    if (seat.num_splits == row.num_splits && seat.split_shift == row.split_shift) {
+      seat.seen = step_;
+      ++kept;
+    } else {
+      added_.push_back(row);
+      cost_of_added += row.cost;
+    }
+    rows_.push_back(row);
   }
-  rows_.resize(count);
-  if (same && count == before) return true;
-  // Longest splits first, in the batch's order within a class.
-  std::array<size_t, 32> next{};
-  size_t at = 0;
-  for (size_t shift = of_shift.size(); shift > 0; --shift) {
-    next[shift - 1] = at;
-    at += size_t(of_shift[shift - 1]);
+  if (cost_of_added * kChangedShare > total_ ||
+      (num_kept_then_ - kept) * kChangedShare > num_kept_then_)
+    return Change::all;
+  const bool gone = kept < num_kept_;
+  num_kept_ = kept;
+  if (gone) {
+    drop_gone();
+    return Change::some;
   }
-  dealt_.resize(count);
-  for (const Row& row : rows_) dealt_[next[size_t(row.split_shift)]++] = row;
-  return false;
+  const bool same = std::equal(added_.begin(), added_.end(), last_added_.begin(), last_added_.end(),
+                               [](const Row& a, const Row& b) { return a.same_units(b); });
+  return same ? Change::none : Change::some;
+}
+
+// Writes the pieces in order of worker with this step's lengths; shared ones first, so that their
+// merges happen early, while there is other work.
+int32_t AttentionPlanner::write(std::span<const int32_t> row_kv_len, std::span<AttentionWork> work,
+                                std::span<int32_t> work_indptr) {
+  auto* const out = reinterpret_cast<DecodeWork*>(work.data());
+  auto end = int32_t(counts_.size());
+  for (size_t w = 0; w < counts_.size(); ++w) {
+    const Count& count = counts_[w];
+    next_[w] = {.shared = 0, .whole = count.shared};
+    work_indptr[w] = end;
+    end += std::max(count.shared + count.whole - 1, 0);
+    if (count.shared + count.whole == 0) out[w] = DecodeWork{-1, 0, 0, 0, 0, 0, 0, -1};
+  }
+  work_indptr[counts_.size()] = end;
+  for (const std::vector<Piece>* pieces : {&kept_, &added_pieces_}) {
+    for (const Piece& piece : *pieces) {
+      const auto w = size_t(piece.worker);
+      const int32_t order = piece.shared() ? next_[w].shared++ : next_[w].whole++;
+      DecodeWork& item = out[order == 0 ? piece.worker : work_indptr[w] + order - 1];
+      const int32_t row = seats_[size_t(piece.work.seat)].row;
+      item = piece.work;
+      item.row = row;
+      item.kv_len = row_kv_len[size_t(row)];
+      item.kv_begin = kv_begin_of(item.kv_len);
+    }
+  }
+  return end;
 }
 
 AttentionPlan AttentionPlanner::plan(std::span<const int32_t> row_seat,
@@ -264,28 +384,22 @@ AttentionPlan AttentionPlanner::plan(std::span<const int32_t> row_seat,
                                      std::span<const int32_t> row_kv_len, int32_t num_decode_rows,
                                      std::span<AttentionWork> work,
                                      std::span<int32_t> work_indptr) {
-  const size_t workers = counts_.size();
-  if (!survey(row_seat, row_kv_len, num_decode_rows)) {
-    const int32_t max_pieces = int32_t(rows_.size()) + kCutsAWorker * geometry_.num_decode_workers;
-    const int32_t max_slots = decode_slot_capacity(geometry_);
-    if (!assign(max_pieces, max_slots, true)) {
-      // Too many cuts: one run of units for each worker has few.
-      check(assign(max_pieces, max_slots, false), "attention plan: too many pieces");
-    }
-    find_places();
+  const auto workers = size_t(geometry_.num_decode_workers);
+  Change change = survey(row_seat, row_kv_len, num_decode_rows);
+  const auto fits = [&] {
+    return int32_t(kept_.size() + added_pieces_.size()) <=
+               int32_t(rows_.size()) + kCutsAWorker * geometry_.num_decode_workers &&
+           num_slots_ <= decode_slot_capacity(geometry_);
+  };
+  if (change == Change::some) {
+    plan_added();
+    if (!fits()) change = Change::all;
   }
-  int32_t end = indptr_[workers];
+  if (change == Change::all) plan_all();
   check(work_indptr.size() >= workers + 3, "attention plan: work_indptr is too small");
-  check(work.size() >= size_t(end), "attention plan: the list is too small");
-  auto* out = reinterpret_cast<DecodeWork*>(work.data());
-  for (const int32_t w : idle_) out[w] = DecodeWork{-1, 0, 0, 0, 0, 0, 0, -1};
-  for (const Piece& piece : std::span(pieces_.data(), size_t(num_pieces_))) {
-    DecodeWork& item = out[piece.place];
-    item = piece.work;
-    item.kv_len = row_kv_len[size_t(item.row)];
-    item.kv_begin = kv_begin_of(item.kv_len);
-  }
-  std::copy(indptr_.begin(), indptr_.end(), work_indptr.begin());
+  check(work.size() >= workers + kept_.size() + added_pieces_.size(),
+        "attention plan: the list is too small");
+  int32_t end = write(row_kv_len, work, work_indptr);
   work_indptr[workers + 1] = end;
   AttentionPlan plan;
   end = plan_prefill(row_indptr, row_kv_len, num_decode_rows, work, end, &plan.num_prefill_slots);

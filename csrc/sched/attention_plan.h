@@ -8,6 +8,7 @@
 // batch: the grid is fixed, the list is data.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -100,54 +101,84 @@ class AttentionPlanner {
 
  private:
   struct Row {
-    int32_t row, seat, kv_len, num_splits, split_shift;
+    int32_t row, seat, kv_len, length, num_splits, split_shift;
     int64_t cost;  // of all its units, in tokens
-    // What decides which units there are: kv_len alone may change from step to step.
+    // What decides which units there are; the place in the batch and kv_len change freely.
     bool same_units(const Row& other) const {
-      return row == other.row && seat == other.seat && num_splits == other.num_splits &&
+      return seat == other.seat && num_splits == other.num_splits &&
              split_shift == other.split_shift;
     }
   };
   struct Piece {
     DecodeWork work;
     int32_t worker;
-    int32_t place;  // in the list
+    int32_t unit_cost;                                 // in tokens
+    bool shared() const { return work.partial >= 0; }  // its head is cut
+  };
+  struct Count {
+    int32_t shared = 0, whole = 0;  // pieces of a worker
   };
   // Workers before `end` (and from the run before on) with equal load, in tokens.
   struct Run {
     int32_t end;
     int64_t load;
   };
-  struct Count {
-    int32_t all, shared;  // pieces of a worker; shared: of a head that is cut
+  struct Seat {
+    int32_t row = 0;         // in this step
+    int32_t num_splits = 0;  // of the units that kept_ has of it; 0: none
+    int32_t split_shift = 0;
+    int32_t from = 0, to = 0;  // lengths that have these units
+    int64_t there = 0;         // the last step that it has a row in
+    int64_t seen = 0;          // and the last in which that row had those units
   };
 
-  bool survey(std::span<const int32_t> row_seat, std::span<const int32_t> row_kv_len,
-              int32_t num_decode_rows);
+  // What a step does about the pieces of the last one.
+  enum class Change { none, some, all };
+  Change survey(std::span<const int32_t> row_seat, std::span<const int32_t> row_kv_len,
+                int32_t num_decode_rows);
+  void plan_all();
+  void plan_added();
+  void drop_gone();
   bool assign(int32_t max_pieces, int32_t max_slots, bool by_length);
   void deal(size_t row_begin, size_t row_end);
   void deal_in_order();
-  void add_pieces(int32_t worker, int32_t count);
+  void add_pieces(std::vector<Piece>& to, int32_t worker, int32_t count);
+  void keep_dealt();
+  void count(const Piece& piece, std::vector<Count>& counts, std::vector<int64_t>& load, int sign);
+  int32_t write(std::span<const int32_t> row_kv_len, std::span<AttentionWork> work,
+                std::span<int32_t> work_indptr);
   int32_t units_of(const Row& row) const { return row.num_splits * geometry_.num_decode_heads; }
   int32_t kv_begin_of(int32_t kv_len) const {
     return geometry_.window > 0 && kv_len > geometry_.window ? kv_len - geometry_.window : 0;
   }
-  void find_places();
   int32_t plan_prefill(std::span<const int32_t> row_indptr, std::span<const int32_t> row_kv_len,
                        int32_t num_decode_rows, std::span<AttentionWork> work, int32_t begin,
                        int32_t* num_slots);
 
   AttentionGeometry geometry_;
-  std::vector<Row> rows_;   // in the batch's order; kept until the next step
-  std::vector<Row> dealt_;  // the same, longest splits first
-  std::vector<Run> runs_, next_runs_;
+  int64_t step_ = 0;
+  std::vector<Seat> seats_;
+  std::vector<Row> rows_;                // of this step
+  std::vector<Row> added_, last_added_;  // of them, those that kept_ has nothing of
+  // Pieces dealt when everything was, and how many rows they are of, then and now.
+  std::vector<Piece> kept_;
+  std::vector<Count> kept_counts_;  // by worker
+  std::vector<int64_t> kept_load_;  // by worker, in tokens
+  size_t num_kept_then_ = 0, num_kept_ = 0;
+  int32_t kept_slots_ = 0;
+  // Pieces of the rows that came or grew since.
+  std::vector<Piece> added_pieces_;
+  std::vector<Count> counts_;  // by worker, all pieces
+
+  // Scratch of dealing.
+  std::vector<Row> dealt_;  // longest splits first
   std::vector<Piece> pieces_;
-  std::vector<Count> counts_;    // by worker
-  std::vector<int32_t> indptr_;  // by worker: see plan()
-  std::vector<int32_t> idle_;    // workers without a piece
-  std::vector<int32_t> order_;   // of prefill rows
-  int64_t total_ = 0;
-  int32_t num_pieces_ = 0, num_slots_ = 0;
+  std::vector<Count> next_;  // by worker: the place of its next piece of each kind
+  std::vector<int64_t> load_;
+  std::vector<Run> runs_, next_runs_;
+  std::vector<int32_t> order_;  // of prefill rows
+  int64_t total_ = 0;           // cost of all rows
+  int32_t num_slots_ = 0;
   // Where dealing stands: a row of dealt_, its next unit, that unit's split, and the slots of the
   // head that the last piece cut.
   size_t at_row_ = 0;

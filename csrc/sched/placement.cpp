@@ -140,6 +140,7 @@ void Scheduler::release_blocks(Req& req) {
     BlockPool& pool = pools_[static_cast<size_t>(g)];
     if (!planted(Bug::late_free)) {
       for (size_t i = table.size(); i > 0; --i) {
+        if (i > kPrefetch) pool.prefetch(table[i - 1 - kPrefetch]);
         if (table[i - 1] != kNullBlock) pool.release(table[i - 1], req.last_step);
       }
     }

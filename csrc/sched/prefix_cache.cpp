@@ -53,6 +53,10 @@ EntryId PrefixCache::new_entry() {
   if (free_.empty()) grow(entries_.size() * 2);
   const EntryId e = free_.back();
   free_.pop_back();
+  if (!free_.empty()) {  // a prompt takes one after another
+    __builtin_prefetch(&entries_[static_cast<size_t>(free_.back())], 1);
+    __builtin_prefetch(tokens_of(free_.back()), 1);
+  }
   entries_[static_cast<size_t>(e)] = Entry{};
   entries_[static_cast<size_t>(e)].live = true;
   return e;
@@ -64,9 +68,9 @@ EntryId PrefixCache::enter(const std::string& salt) {
   if (fresh) {
     it->second = new_entry();
     entries_[static_cast<size_t>(it->second)].root = true;
-    salts_[it->second] = name;
+    roots_by_entry_[it->second].salt = name;
   }
-  ++entries_[static_cast<size_t>(it->second)].users;
+  ++roots_by_entry_[it->second].users;
   return it->second;
 }
 
@@ -76,7 +80,7 @@ EntryId PrefixCache::root_of(const std::string& salt) const {
 }
 
 void PrefixCache::leave(EntryId root) {
-  --entries_[static_cast<size_t>(root)].users;
+  --roots_by_entry_[root].users;
   drop_childless_up(root);
 }
 
@@ -226,9 +230,9 @@ void PrefixCache::drop(EntryId e) {
     blocks_[at(e, g)] = kNullBlock;
   }
   if (entry.root) {
-    const auto it = salts_.find(e);
-    roots_.erase(it->second);
-    salts_.erase(it);
+    const auto it = roots_by_entry_.find(e);
+    roots_.erase(it->second.salt);
+    roots_by_entry_.erase(it);
   } else {
     if (entry.in_table) table_remove(e);
     Entry& up = entries_[static_cast<size_t>(entry.parent)];
@@ -252,7 +256,7 @@ void PrefixCache::drop_childless_up(EntryId e) {
   while (e != kNoEntry && entries_[static_cast<size_t>(e)].children == 0) {
     const Entry& entry = entries_[static_cast<size_t>(e)];
     if (entry.root) {
-      if (entry.users == 0) drop(e);
+      if (roots_by_entry_[e].users == 0) drop(e);
       return;
     }
     for (GroupId g = 0; g < num_groups_; ++g) {
@@ -303,6 +307,7 @@ void PrefixCache::evict_one(GroupId group) {
   BlockPool& pool = pools_[static_cast<size_t>(group)];
   const BlockId b = pool.oldest_cached();
   check(b != kNullBlock, "nothing to evict");
+  pool.prefetch_next(b);  // evictions come one after another
   const EntryId e = pool.entry(b);
   if (windows_[static_cast<size_t>(group)] == 0) {
     remove(e);

@@ -77,15 +77,18 @@ class PrefixCache {
   void check_integrity() const;
 
  private:
-  struct Entry {
+  struct alignas(32) Entry {  // two to a cache line, none across
     EntryId parent = kNoEntry;
     EntryId next = kNoEntry;  // the child that is linked directly
     int32_t children = 0;     // that one included
     uint32_t hash = 0;        // of children in the table
-    uint32_t hits = 0;        // how often it was matched
     BatchId pending = 0;
-    int32_t users = 0;  // roots only: reqs of the namespace
+    uint32_t hits = 0;  // how often it was matched
     bool root = false, live = false, in_table = false;
+  };
+  struct Root {
+    std::string salt;
+    int32_t users = 0;  // reqs of the namespace
   };
 
   size_t at(EntryId e, GroupId g) const {
@@ -121,7 +124,7 @@ class PrefixCache {
   std::vector<EntryId>
       table_;  // open addressing, linear probing; a power of two, at most half full
   std::unordered_map<std::string, EntryId> roots_;
-  std::unordered_map<EntryId, std::string> salts_;
+  std::unordered_map<EntryId, Root> roots_by_entry_;
 };
 
 }  // namespace stoker

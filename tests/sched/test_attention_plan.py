@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ def planner(workers: int = 8, heads: int = 2, window: int = 0, tile: int = 0, pr
     )
 
 
-def make(p, decode: list[int], chunks: list[tuple[int, int]] = ()):
+def make(p, decode: list[int], chunks: list[tuple[int, int]] = (), seats: list[int] | None = None):
     """Plans decode rows of these KV lengths, then chunks (tokens, KV length). Returns items by worker, tiles, sizes."""
     lengths = decode + [kv for _, kv in chunks]
     tokens = [1] * len(decode) + [n for n, _ in chunks]
@@ -34,7 +35,9 @@ def make(p, decode: list[int], chunks: list[tuple[int, int]] = ()):
     work = torch.full((p.work_capacity(len(lengths), sum(tokens)), 8), -7, dtype=torch.int32)
     work_indptr = torch.full((p.indptr_size,), -7, dtype=torch.int32)
     sizes = p.plan(
-        torch.arange(1, len(lengths) + 1, dtype=torch.int32),
+        torch.arange(1, len(lengths) + 1, dtype=torch.int32)
+        if seats is None
+        else torch.tensor(seats, dtype=torch.int32),
         indptr,
         torch.tensor(lengths, dtype=torch.int32),
         len(decode),
@@ -57,14 +60,16 @@ def num_splits(item: list[int]) -> int:
     return -(-(item[KV_LEN] - origin) // (1 << item[SHIFT]))
 
 
-def check_decode(by_worker, lengths: list[int], heads: int, window: int, slots: int) -> None:
+def check_decode(
+    by_worker, lengths: list[int], heads: int, window: int, slots: int, seats: list[int] | None = None
+) -> None:
     given_out: dict[int, list[tuple[int, int]]] = {}
     shape: dict[int, tuple[int, ...]] = {}
     slot_of: dict[tuple[int, int], int] = {}
     for items in by_worker:
         for item in items:
             row = item[ROW]
-            assert item[SEAT] == row + 1
+            assert item[SEAT] == (row + 1 if seats is None else seats[row])
             assert item[KV_LEN] == lengths[row]
             assert item[KV_BEGIN] == (max(0, lengths[row] - window) if window else 0)
             splits = num_splits(item)
@@ -116,6 +121,55 @@ def test_every_unit_is_given_out_once(lengths: list[int], workers: int, heads: i
     assert slots <= p.decode_slot_capacity
     assert used <= p.work_capacity(len(lengths), len(lengths))
     check_decode(by_worker, lengths, heads, window, slots)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    workers=st.sampled_from([1, 7, 132, 264]),
+    heads=st.sampled_from([1, 8]),
+    window=st.sampled_from([0, 0, 300]),
+)
+def test_every_unit_is_given_out_once_step_after_step(
+    seed: int, workers: int, heads: int, window: int
+) -> None:
+    """Most pieces are those of the step before: of a row that left, or grew by a split, none may be left over."""
+    rng = random.Random(seed)
+    p = planner(workers, heads, window)
+    rows = {seat: rng.randint(1, 1500) for seat in rng.sample(range(1, 65), rng.randint(1, 64))}
+    for _ in range(25):
+        for seat in list(rows):
+            rows[seat] += 1
+            if rng.random() < 0.02:
+                del rows[seat]
+        for seat in rng.sample(range(1, 65), rng.choice([0, 0, 1, 3])):
+            rows.setdefault(seat, rng.choice([1, 127, 128, 700, 1500]))
+        seats = list(rows)
+        if rng.random() < 0.3:
+            rng.shuffle(seats)
+        lengths = [rows[seat] for seat in seats]
+        by_worker, _, (used, slots, _) = make(p, lengths, seats=seats)
+        assert slots <= p.decode_slot_capacity
+        assert used <= p.work_capacity(len(lengths), len(lengths))
+        check_decode(by_worker, lengths, heads, window, slots, seats)
+        for items in by_worker:
+            cut = [item[PARTIAL] >= 0 for item in items]
+            assert cut == sorted(cut, reverse=True)
+
+
+def test_balance_holds_as_reqs_come_and_go() -> None:
+    """Pieces that are kept must not leave the work uneven: a worker left behind is what the step waits for."""
+    rng = random.Random(5)
+    p = planner(264, 8)
+    rows = {seat: rng.randint(64, 2000) for seat in range(1, 201)}
+    worst, steps = 0.0, 300
+    for _ in range(steps):
+        for seat in list(rows):
+            rows[seat] = rows[seat] + 1 if rng.random() > 0.006 else rng.randint(32, 2000)
+        by_worker, _, _ = make(p, list(rows.values()), seats=list(rows))
+        loads = [tokens_of(items) for items in by_worker]
+        worst += max(loads) / (sum(loads) / len(loads)) / steps
+    assert worst <= 1.2
 
 
 def test_splits_follow_from_the_length_alone() -> None:
