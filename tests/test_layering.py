@@ -30,7 +30,7 @@ FORBIDDEN_IN_SCHED = re.compile(
 THREADS = re.compile(r"#include\s*<(thread|pthread\.h)>")
 
 # A package or module of stoker -> what of stoker it may import (itself is always allowed).
-PLAIN = {"sampling_params", "outputs", "config", "errors"}
+PLAIN = {"sampling_params", "structured_outputs", "outputs", "config", "errors"}
 MAY_IMPORT = {
     "ops": {"_core", "_cuda"},
     "layers": {"ops", "config"},

@@ -12,6 +12,7 @@
 #include "bind/loop_look.h"
 #include "bind/loop_recording.h"
 #include "bind/python_executor.h"
+#include "bind/python_masks.h"
 #include "loop/engine_loop.h"
 #include "loop/worker_executor.h"
 
@@ -57,7 +58,7 @@ class PyOutputs {
 class PyLoop {
  public:
   PyLoop(SchedulerConfig config, py::object executor, bool worker_thread, int32_t trace_capacity,
-         bool check_each_step)
+         bool check_each_step, py::object masks)
       : executor_(std::move(executor)) {
     Executor* inner = nullptr;
     if (py::isinstance<Executor>(executor_)) {
@@ -73,6 +74,10 @@ class PyLoop {
     LoopOptions options;
     options.trace_capacity = trace_capacity;
     options.check_each_step = check_each_step;
+    if (!masks.is_none()) {
+      masks_ = std::make_unique<PythonMaskSource>(std::move(masks));
+      options.masks = masks_.get();
+    }
     loop_ = std::make_unique<EngineLoop>(std::move(config), *inner, options);
     live().push_back(this);
   }
@@ -154,6 +159,7 @@ class PyLoop {
   py::object executor_;
   std::unique_ptr<PythonExecutor> python_;
   std::unique_ptr<WorkerExecutor> worker_;
+  std::unique_ptr<PythonMaskSource> masks_;
   std::unique_ptr<EngineLoop> loop_;  // last: it goes first
 };
 
@@ -236,9 +242,10 @@ void register_loop(py::module_& core) {
   register_stats(m);
   py::module_::import("atexit").attr("register")(py::cpp_function(&PyLoop::stop_all));
   py::class_<PyLoop>(m, "EngineLoop", py::is_final())
-      .def(py::init<SchedulerConfig, py::object, bool, int32_t, bool>(), py::arg("config"),
-           py::arg("executor"), py::kw_only(), py::arg("worker_thread") = false,
-           py::arg("trace_capacity") = 1024, py::arg("check_each_step") = false)
+      .def(py::init<SchedulerConfig, py::object, bool, int32_t, bool, py::object>(),
+           py::arg("config"), py::arg("executor"), py::kw_only(), py::arg("worker_thread") = false,
+           py::arg("trace_capacity") = 1024, py::arg("check_each_step") = false,
+           py::arg("masks") = py::none())
       .def(
           "add",
           [](PyLoop& self, ReqPtr req, bool stream) {
@@ -251,6 +258,16 @@ void register_loop(py::module_& core) {
       .def(
           "abort", [](PyLoop& self, std::string rid) { self.loop().abort(std::move(rid)); },
           py::arg("rid"))
+      .def(
+          "grammar_ready",
+          [](PyLoop& self, std::string rid) { self.loop().grammar_ready(std::move(rid)); },
+          py::arg("rid"))
+      .def(
+          "end_with_error",
+          [](PyLoop& self, std::string rid, std::string why) {
+            self.loop().end_with_error(std::move(rid), std::move(why));
+          },
+          py::arg("rid"), py::arg("why"))
       .def("turn", &PyLoop::turn, py::arg("timeout") = 0.0)
       .def("run", &PyLoop::run)
       .def("stop", &PyLoop::stop)

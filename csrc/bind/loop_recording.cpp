@@ -13,17 +13,17 @@ py::dict trace_entry(const StepTrace& t) {
   return py::dict(
       "batch_id"_a = s.batch_id, "began"_a = t.began, "committed"_a = t.committed,
       "receive_ns"_a = t.receive_ns, "schedule_ns"_a = t.schedule_ns, "launch_ns"_a = t.launch_ns,
-      "collect_ns"_a = t.collect_ns, "commit_ns"_a = t.commit_ns, "device_ns"_a = t.device_ns,
-      "in_flight"_a = t.in_flight, "status"_a = t.status, "num_tokens"_a = s.num_tokens,
-      "num_decode_rows"_a = s.num_decode_rows, "num_prefill_rows"_a = s.num_prefill_rows,
-      "num_sampled_rows"_a = s.num_sampled_rows, "num_running"_a = s.num_running,
-      "num_waiting"_a = s.num_waiting, "num_swapped"_a = s.num_swapped,
-      "num_admitted"_a = s.num_admitted, "num_preempted"_a = s.num_preempted,
-      "cached_tokens"_a = s.cached_tokens, "recomputed_tokens"_a = s.recomputed_tokens,
-      "num_transfers"_a = s.num_transfers, "free_blocks"_a = s.blocks[0].free,
-      "used_blocks"_a = s.blocks[0].used, "cached_blocks"_a = s.blocks[0].cached,
-      "draining_blocks"_a = s.blocks[0].draining, "num_sat_out"_a = s.num_sat_out,
-      "new_token_ratio"_a = s.new_token_ratio);
+      "collect_ns"_a = t.collect_ns, "mask_ns"_a = t.mask_ns, "commit_ns"_a = t.commit_ns,
+      "device_ns"_a = t.device_ns, "in_flight"_a = t.in_flight, "status"_a = t.status,
+      "num_tokens"_a = s.num_tokens, "num_decode_rows"_a = s.num_decode_rows,
+      "num_prefill_rows"_a = s.num_prefill_rows, "num_sampled_rows"_a = s.num_sampled_rows,
+      "num_running"_a = s.num_running, "num_waiting"_a = s.num_waiting,
+      "num_swapped"_a = s.num_swapped, "num_admitted"_a = s.num_admitted,
+      "num_preempted"_a = s.num_preempted, "cached_tokens"_a = s.cached_tokens,
+      "recomputed_tokens"_a = s.recomputed_tokens, "num_transfers"_a = s.num_transfers,
+      "free_blocks"_a = s.blocks[0].free, "used_blocks"_a = s.blocks[0].used,
+      "cached_blocks"_a = s.blocks[0].cached, "draining_blocks"_a = s.blocks[0].draining,
+      "num_sat_out"_a = s.num_sat_out, "new_token_ratio"_a = s.new_token_ratio);
 }
 
 namespace {

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include <pybind11/numpy.h>
+
 #include "base/check.h"
 
 namespace stoker {
@@ -86,10 +88,20 @@ void PythonExecutor::launch(const BatchBuffer& batch) {
   launched_.push_back(std::move(launched));
 }
 
-void PythonExecutor::launch_sample(BatchId batch_id) {
+void PythonExecutor::launch_sample(BatchId batch_id, const LateMasks& late) {
   const py::gil_scoped_acquire gil;
+  for (const Launched& l : launched_) {
+    if (l.batch_id == batch_id && l.failed) return;
+  }
   try {
-    executor_.attr("launch_sample")(batch_id);
+    // Views: the executor may keep them until the step was collected.
+    const auto base = py::none();
+    const auto rows = static_cast<py::ssize_t>(late.words > 0 ? late.bits.size() / late.words : 0);
+    executor_.attr("launch_sample")(
+        batch_id,
+        py::array_t<int32_t>(static_cast<py::ssize_t>(late.mask_row.size()), late.mask_row.data(),
+                             base),
+        py::array_t<int32_t>({rows, static_cast<py::ssize_t>(late.words)}, late.bits.data(), base));
   } catch (py::error_already_set& error) {
     for (Launched& l : launched_) {
       if (l.batch_id == batch_id) {

@@ -12,10 +12,10 @@
 
 namespace stoker {
 
-// Duck-typed: `overlap_depth`, `buffers(layout, n)`, `launch(index)`, `launch_sample(batch_id)`,
-// `collect(result)`; see python/stoker/_core/loop.pyi. An exception from launch or collect fails
-// that step; one with a true attribute `fatal` ends the engine. What is no Exception
-// (KeyboardInterrupt, SystemExit) is kept and raised where Python drives the loop.
+// Duck-typed: `overlap_depth`, `buffers(layout, n)`, `launch(index)`, `launch_sample(batch_id,
+// mask_row, masks)`, `collect(result)`; see python/stoker/_core/loop.pyi. An exception from launch
+// or collect fails that step; one with a true attribute `fatal` ends the engine. What is no
+// Exception (KeyboardInterrupt, SystemExit) is kept and raised where Python drives the loop.
 class PythonExecutor final : public Executor {
  public:
   // `min_depth`: what a worker thread around it makes of its overlap_depth, for the number of
@@ -26,7 +26,7 @@ class PythonExecutor final : public Executor {
   int32_t overlap_depth() const override { return overlap_depth_; }
   std::byte* buffer(int32_t index, const BatchLayout& layout) override;
   void launch(const BatchBuffer& batch) override;
-  void launch_sample(BatchId batch_id) override;
+  void launch_sample(BatchId batch_id, const LateMasks& late) override;
   void collect(StepResult& result) override;
 
   // Raises what was kept, once. With the GIL.

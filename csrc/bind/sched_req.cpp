@@ -97,7 +97,7 @@ SamplingParams params_of(const py::handle& from) {
 ReqPtr make_req(std::string rid, const py::object& ids, const py::object& params, double priority,
                 std::string cache_salt, std::string tenant, double weight,
                 std::optional<TimeNs> deadline_ttft, std::optional<TimeNs> deadline_tpot,
-                bool drop_when_late, bool pool, bool use_mask) {
+                bool drop_when_late, bool pool, int32_t grammar, bool grammar_ready) {
   auto req = std::make_shared<Req>();
   req->rid = std::move(rid);
   req->tokens = tokens_of(ids);
@@ -111,7 +111,8 @@ ReqPtr make_req(std::string rid, const py::object& ids, const py::object& params
   req->deadline_tpot = deadline_tpot.value_or(-1);
   req->drop_when_late = drop_when_late;
   req->pool = pool;
-  req->use_mask = use_mask;
+  req->grammar = grammar;
+  req->grammar_ready = grammar_ready;
   return req;
 }
 
@@ -151,7 +152,8 @@ void register_sched_req(py::module_& m) {
            py::arg("sampling_params") = py::none(), py::kw_only(), py::arg("priority") = 0.0,
            py::arg("cache_salt") = "", py::arg("tenant") = "", py::arg("tenant_weight") = 1.0,
            py::arg("deadline_ttft") = py::none(), py::arg("deadline_tpot") = py::none(),
-           py::arg("drop_when_late") = false, py::arg("pool") = false, py::arg("use_mask") = false)
+           py::arg("drop_when_late") = false, py::arg("pool") = false, py::arg("grammar") = 0,
+           py::arg("grammar_ready") = true)
       .def_readonly("rid", &Req::rid)
       .def_readonly("parent_rid", &Req::parent_rid)
       .def_readonly("id", &Req::id)

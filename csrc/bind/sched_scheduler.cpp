@@ -201,6 +201,15 @@ void register_scheduler(py::module_& m) {
       .def(
           "abort", [](S& s, std::string_view rid, TimeNs now) { return s.core().abort(rid, now); },
           py::arg("rid"), py::arg("now") = 0)
+      .def(
+          "fail",
+          [](S& s, std::string_view rid, const std::string& why, TimeNs now) {
+            return s.core().fail(rid, why, now);
+          },
+          py::arg("rid"), py::arg("why"), py::arg("now") = 0)
+      .def(
+          "grammar_ready", [](S& s, std::string_view rid) { return s.core().grammar_ready(rid); },
+          py::arg("rid"))
       .def("schedule", &S::schedule, py::arg("now") = 0)
       .def("commit", &S::commit, py::arg("batch"), py::arg("result"), py::arg("now") = 0)
       .def("take_events", &S::take_events)

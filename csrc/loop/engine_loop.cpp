@@ -49,6 +49,10 @@ EngineLoop::~EngineLoop() { stop(); }
 
 ReqKey EngineLoop::add(ReqPtr req, bool stream) {
   scheduler_.validate(*req);
+  if (req->grammar != 0 && options_.masks == nullptr) {
+    throw InvalidArgument("req '" + req->rid +
+                          "': it has a grammar and the loop has no mask source");
+  }
   const int32_t n = children(*req);
   const ReqKey key = next_key_.fetch_add(n, std::memory_order_relaxed);
   unfinished_.fetch_add(n, std::memory_order_acq_rel);
@@ -62,6 +66,16 @@ void EngineLoop::abort(std::string rid) { inbox_.push(AbortRid{std::move(rid)});
 
 void EngineLoop::call(std::function<void(Scheduler&)> job) {
   inbox_.push(CallMessage{std::move(job)});
+}
+
+void EngineLoop::grammar_ready(std::string rid) {
+  call([rid = std::move(rid)](Scheduler& scheduler) { scheduler.grammar_ready(rid); });
+}
+
+void EngineLoop::end_with_error(std::string rid, std::string why) {
+  call([this, rid = std::move(rid), why = std::move(why)](Scheduler& scheduler) {
+    scheduler.fail(rid, why, clock_.now());
+  });
 }
 
 LoopStats EngineLoop::stats() const {
@@ -86,10 +100,12 @@ bool EngineLoop::turn() {
     busy = receive();
     if (!failure_.empty()) return busy;
     const bool launched = launch_next(began, clock_.now());
+    bring_masks();
     const auto depth = static_cast<size_t>(executor_.overlap_depth());
     // With nothing new to launch, what is in flight is all there is to wait for.
     if (flights_.size() > depth || (!launched && !flights_.empty())) {
       collect_oldest();
+      bring_masks();
       busy = true;
       if (!failure_.empty()) return true;
     }
@@ -107,7 +123,7 @@ bool EngineLoop::turn() {
       scheduler_.check_integrity();
       idle_checked_ = true;
     }
-    if (!busy && scheduler_.has_unfinished()) ++stalls_;
+    if (!busy && scheduler_.has_unfinished() && !scheduler_.only_waits()) ++stalls_;
     update_stats();
   } catch (const std::exception& error) {
     if (failure_.empty()) fail(error.what());
@@ -141,7 +157,10 @@ void EngineLoop::drive() {
     while (!stop_.load()) {
       turn_or_sleep(-1);
     }
-    while (!flights_.empty() && failure_.empty()) collect_oldest();
+    while (!flights_.empty() && failure_.empty()) {
+      bring_masks();
+      collect_oldest();
+    }
     update_stats();
   } catch (const std::exception& error) {
     // turn() has told every req already; stop()'s own collecting has not.
@@ -194,7 +213,7 @@ void EngineLoop::accept(const AddMessage& message) {
     if (owners_.size() <= id) owners_.resize(id + 1);
     // Logprobs belong to the step that made them, so they cannot wait for the end.
     const bool stream = message.stream || child->params.num_logprobs >= 0;
-    owners_[id] = {message.key + i, stream};
+    owners_[id] = {message.key + i, stream, 0};
     live_.emplace(message.key + i, child);
   }
 }
@@ -203,7 +222,7 @@ bool EngineLoop::launch_next(TimeNs began, TimeNs received) {
   const BatchBuffer& buffer = ring_[next_buffer_];
   if (!scheduler_.schedule(received, buffer)) return false;
   const TimeNs scheduled = clock_.now();
-  Flight flight{buffer.header().batch_id, {}};
+  Flight flight{buffer.header().batch_id, &buffer, (buffer.header().flags & kBatchLate) != 0, {}};
   executor_.launch(buffer);
   flight.trace.launch_ns = clock_.now() - scheduled;
   flight.trace.stats = scheduler_.last_stats();
@@ -215,6 +234,45 @@ bool EngineLoop::launch_next(TimeNs began, TimeNs received) {
   if (recorder_.on()) record_launch(buffer, scheduled);
   if (!planted(Bug::buffer_reused_early)) next_buffer_ = (next_buffer_ + 1) % ring_.size();
   return true;
+}
+
+// Once a step is the oldest in flight every token before it is known: the masks that it waits for
+// can be made, while the device computes what comes before sampling.
+void EngineLoop::bring_masks() {
+  if (flights_.empty() || !flights_.front().late || !failure_.empty()) return;
+  Flight& flight = flights_.front();
+  const TimeNs began = clock_.now();
+  flight.late = false;
+  scheduler_.masked_rows(flight.batch_id, masked_);
+  mask_requests_.clear();
+  mask_failures_.clear();
+  mask_row_.assign(static_cast<size_t>(flight.buffer->header().num_outs), -1);
+  for (const auto& [req, out_row] : masked_) {
+    Owner& owner = owners_[static_cast<size_t>(req->id)];
+    mask_row_[static_cast<size_t>(out_row)] = static_cast<int32_t>(mask_requests_.size());
+    const auto outputs = std::span(req->tokens).subspan(static_cast<size_t>(req->prompt_len));
+    mask_requests_.push_back({owner.key, req->grammar, req->num_outputs(),
+                              outputs.subspan(static_cast<size_t>(owner.told))});
+    owner.told = req->num_outputs();
+  }
+  LateMasks late;
+  if (!mask_requests_.empty()) {
+    late.bits = options_.masks->fill(mask_requests_, mask_failures_);
+    late.words = static_cast<int32_t>(late.bits.size() / mask_requests_.size());
+  }
+  for (const MaskFailure& failure : mask_failures_) {
+    const auto& [req, out_row] = masked_[failure.row];
+    mask_row_[static_cast<size_t>(out_row)] = -1;
+    if (!req->finished()) scheduler_.fail(req->rid, failure.why, began);
+  }
+  late.mask_row = mask_row_;
+  executor_.launch_sample(flight.batch_id, late);
+  flight.trace.mask_ns = clock_.now() - began;
+}
+
+void EngineLoop::forget_grammars() {
+  for (const auto& [key, grammar] : ended_grammars_) options_.masks->forget(key, grammar);
+  ended_grammars_.clear();
 }
 
 void EngineLoop::record_launch(const BatchBuffer& buffer, TimeNs now) {
@@ -266,6 +324,10 @@ void EngineLoop::collect_oldest() {
 
 void EngineLoop::deliver(const StepEvents& events, const StepResult* result) {
   if (events.empty()) return;
+  for (const ReqPtr& req : events.ended) {
+    if (req->grammar != 0)
+      ended_grammars_.emplace_back(owners_[static_cast<size_t>(req->id)].key, req->grammar);
+  }
   outbox_.publish([&](Outputs& out) {
     size_t next_end = 0;
     for (size_t i = 0; i < events.reqs.size(); ++i) {
@@ -302,6 +364,8 @@ void EngineLoop::deliver(const StepEvents& events, const StepResult* result) {
       out.pooled_width = result->pooled_width;
     }
   });
+  // Outside the outbox's lock: a mask source may wait for the GIL, and who holds that for the lock.
+  if (!ended_grammars_.empty()) forget_grammars();
 }
 
 void EngineLoop::append_tokens(Outputs& out, const StepEvents& events, size_t i,
@@ -385,6 +449,8 @@ void EngineLoop::refuse(const AddMessage& message, const std::string& why) {
     for (int32_t i = 0; i < n; ++i) append_end(out, message.key + i, req);
     unfinished_.fetch_sub(n, std::memory_order_acq_rel);
   });
+  if (req.grammar == 0) return;
+  for (int32_t i = 0; i < n; ++i) options_.masks->forget(message.key + i, req.grammar);
 }
 
 void EngineLoop::fail(const std::string& why) {
@@ -409,6 +475,9 @@ void EngineLoop::fail(const std::string& why) {
     pad_logprobs(out);
     unfinished_.fetch_sub(static_cast<int64_t>(keys.size()), std::memory_order_acq_rel);
   });
+  for (const auto& [key, req] : live_) {
+    if (req->grammar != 0) options_.masks->forget(key, req->grammar);
+  }
   live_.clear();
   // If it was a message that broke it: those that were drained with it.
   for (Message& message : received_) {

@@ -23,6 +23,7 @@
 #include "loop/clock.h"
 #include "loop/executor.h"
 #include "loop/inbox.h"
+#include "loop/mask_source.h"
 #include "loop/outbox.h"
 #include "loop/req_look.h"
 #include "loop/step_recorder.h"
@@ -35,6 +36,7 @@ struct LoopOptions {
   int32_t trace_capacity = 1024;  // steps that the trace ring remembers
   bool check_each_step = false;   // Scheduler::check_integrity() after every turn, for tests
   bool check_when_idle = true;    // ... when there is nothing left to do
+  MaskSource* masks = nullptr;    // for reqs with a grammar; must outlive the loop
 };
 
 // A look at the loop, for other threads.
@@ -74,6 +76,9 @@ class EngineLoop {
   void abort(ReqKey key);
   // All that was added under this rid.
   void abort(std::string rid);
+  // What the reqs of this rid waited for is there: their grammar. Or they end with an error.
+  void grammar_ready(std::string rid);
+  void end_with_error(std::string rid, std::string why);
   // Runs `job` on the loop's thread between two steps: pause, resume, flush, look.
   void call(std::function<void(Scheduler&)> job);
   // How the reqs stand: those that hold a place, then at most `max_waiting` of the queue, in its
@@ -134,9 +139,12 @@ class EngineLoop {
   struct Owner {  // by ReqId: whom its news is for
     ReqKey key = -1;
     bool stream = true;
+    int32_t told = 0;  // outputs that the mask source knows
   };
   struct Flight {
     BatchId batch_id;
+    const BatchBuffer* buffer;
+    bool late;  // waits for its masks
     StepTrace trace;
   };
 
@@ -145,6 +153,8 @@ class EngineLoop {
   bool launch_next(TimeNs began, TimeNs received);
   void record_launch(const BatchBuffer& buffer, TimeNs now);
   void collect_oldest();
+  void bring_masks();
+  void forget_grammars();
   void deliver(const StepEvents& events, const StepResult* result);
   void append_tokens(Outputs& out, const StepEvents& events, size_t i, const StepResult* result);
   void append_score(Outputs& out, const StepEvents& events, size_t i, const StepResult& result);
@@ -169,6 +179,11 @@ class EngineLoop {
 
   Inbox<Message> inbox_;
   std::vector<Message> received_;
+  std::vector<Scheduler::MaskedRow> masked_;
+  std::vector<MaskRequest> mask_requests_;
+  std::vector<MaskFailure> mask_failures_;
+  std::vector<int32_t> mask_row_;
+  std::vector<std::pair<ReqKey, int32_t>> ended_grammars_;
   Outbox outbox_;
   std::vector<Owner> owners_;
   std::unordered_map<ReqKey, ReqPtr> live_;  // accepted and not ended

@@ -4,11 +4,20 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 
 #include "sched/schedule_batch.h"
 #include "sched/step_result.h"
 
 namespace stoker {
+
+// What was not known when a step was launched. The memory stays as it is until the step was
+// collected.
+struct LateMasks {
+  std::span<const int32_t> mask_row;  // [outs]: row of `bits`, -1: none
+  std::span<const int32_t> bits;      // [rows][words]
+  int32_t words = 0;                  // a row: bit i % 32 of word i / 32 allows token i
+};
 
 // Called by the loop's thread only, in the order launch, launch_sample, ..., collect; batches are
 // collected in the order of their launch. Nothing here may throw for what a step can suffer: that
@@ -29,9 +38,9 @@ class Executor {
   // step was collected.
   virtual void launch(const BatchBuffer& batch) = 0;
 
-  // Hands over what was not known at launch (grammar masks). Called once for each batch whose
-  // header asks for it; for the others launch() samples too.
-  virtual void launch_sample(BatchId batch_id) = 0;
+  // Hands over what was not known at launch (grammar masks), once every earlier step was collected.
+  // Called once for each batch whose header has kBatchLate; for the others launch() samples too.
+  virtual void launch_sample(BatchId batch_id, const LateMasks& late) = 0;
 
   // Waits for the oldest launched step and fills `result`.
   virtual void collect(StepResult& result) = 0;

@@ -18,6 +18,7 @@ struct StepTrace {
   TimeNs committed = 0;  // when its result had been taken back
   int64_t receive_ns = 0, schedule_ns = 0, launch_ns = 0;
   int64_t collect_ns = 0;  // waiting for the device
+  int64_t mask_ns = 0;     // making grammar masks and handing them over, while the device works
   int64_t commit_ns = 0;   // taking the result back, outbox included
   TimeNs device_ns = 0;    // as the executor measured it
   int32_t in_flight = 0;   // steps not committed when this one was launched

@@ -38,8 +38,13 @@ void WorkerExecutor::launch(const BatchBuffer& batch) {
   changed_.notify_all();
 }
 
-void WorkerExecutor::launch_sample(BatchId) {
-  check(false, "a step whose sampling waits for the host cannot run on a worker thread");
+void WorkerExecutor::launch_sample(BatchId batch_id, const LateMasks& late) {
+  {
+    const std::lock_guard lock(mutex_);
+    late_for_ = batch_id;
+    late_ = late;
+  }
+  changed_.notify_all();
 }
 
 void WorkerExecutor::collect(StepResult& result) {
@@ -71,6 +76,15 @@ void WorkerExecutor::run() {
     lock.unlock();
     try {
       inner_.launch(batch);
+      if ((batch.header().flags & kBatchLate) != 0) {
+        const BatchId id = batch.header().batch_id;
+        lock.lock();
+        changed_.wait(lock, [&] { return stop_ || late_for_ >= id; });
+        if (stop_) return;
+        const LateMasks late = late_;
+        lock.unlock();
+        inner_.launch_sample(id, late);
+      }
       inner_.collect(result);
     } catch (const std::exception& error) {
       // An executor must not throw; one that does has lost its device for all we know.

@@ -11,9 +11,9 @@
 
 namespace stoker {
 
-// Runs inner.launch() and inner.collect() of one step after the other on an owned thread. `inner`
-// must outlive it and is touched by that thread alone from the first launch on. The destructor
-// waits for the step that runs and joins.
+// Runs inner.launch(), launch_sample() and collect() of one step after the other on an owned
+// thread. `inner` must outlive it and is touched by that thread alone from the first launch on. The
+// destructor waits for the step that runs and joins.
 class WorkerExecutor final : public Executor {
  public:
   explicit WorkerExecutor(Executor& inner, int32_t overlap_depth = 1);
@@ -24,7 +24,7 @@ class WorkerExecutor final : public Executor {
   int32_t overlap_depth() const override { return overlap_depth_; }
   std::byte* buffer(int32_t index, const BatchLayout& layout) override;
   void launch(const BatchBuffer& batch) override;
-  void launch_sample(BatchId batch_id) override;
+  void launch_sample(BatchId batch_id, const LateMasks& late) override;
   void collect(StepResult& result) override;
   bool ready() override;
 
@@ -42,6 +42,8 @@ class WorkerExecutor final : public Executor {
   std::deque<BatchBuffer> queued_;  // launched, not begun
   std::deque<StepResult> done_;     // finished, not collected
   std::deque<StepResult> spare_;    // results whose memory is used again
+  BatchId late_for_ = 0;            // the newest step whose masks came
+  LateMasks late_;
   bool stop_ = false;
   std::thread thread_;  // last: it starts when everything else is there
 };

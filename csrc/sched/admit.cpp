@@ -33,6 +33,13 @@ void Scheduler::admit_waiting() {
   for (auto it = next_candidate(waiting_.begin()); it != waiting_.end() && looked < kLooksPerStep;
        ++looked) {
     Req& req = *it->req;
+    if (!req.grammar_ready) {  // not a candidate yet, and no look at one
+      req.wait = {.code = WaitCode::grammar, .step = next_batch_};
+      tenants_[static_cast<size_t>(req.tenant_index)].passed_over = next_batch_;
+      it = next_candidate(std::next(it));
+      --looked;
+      continue;
+    }
     const Verdict verdict = consider(req);
     if (const auto* reason = std::get_if<WaitReason>(&verdict)) {
       req.wait = *reason;

@@ -227,13 +227,15 @@ bool Scheduler::is_stop(const Req& req, Token token) const {
   const auto among = [&](const std::vector<Token>& stops) {
     return std::find(stops.begin(), stops.end(), token) != stops.end();
   };
-  return (!req.params.ignore_eos && among(config_.eos_token_ids)) ||
+  return ((!req.params.ignore_eos || req.grammar != 0) && among(config_.eos_token_ids)) ||
          among(req.params.stop_token_ids);
 }
 
 // Whether `token`, just appended, ends the req.
 FinishReason Scheduler::end_of(Req& req, Token token) const {
-  if (req.stops && req.num_outputs() >= req.params.min_tokens && is_stop(req, token)) {
+  // Under a grammar the mask has seen to min_tokens, as far as the grammar can go on.
+  if (req.stops && (req.grammar != 0 || req.num_outputs() >= req.params.min_tokens) &&
+      is_stop(req, token)) {
     req.matched_stop = token;
     return FinishReason::stop;
   }
@@ -252,6 +254,7 @@ void Scheduler::tell(Req& req, std::span<const Token> tokens, int32_t out_row) {
 void Scheduler::finish(Req& req, FinishReason reason, std::string why) {
   check(!req.finished(), "a req ends once");
   if (waiting_.contains(req)) dequeue(req);
+  num_unready_ -= !req.grammar_ready;
   if (req.holds_seat()) {
     release_blocks(req);
     leave_seat(req);

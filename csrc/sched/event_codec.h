@@ -125,7 +125,8 @@ void describe_req(Codec& c, R& r) {
   c.field(r.deadline_tpot);
   c.field(r.drop_when_late);
   c.field(r.pool);
-  c.field(r.use_mask);
+  c.field(r.grammar);
+  c.field(r.grammar_ready);
   c.field(r.policy_key);
   auto& p = r.params;
   c.field(p.temperature);

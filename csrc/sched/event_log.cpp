@@ -8,7 +8,7 @@
 namespace stoker {
 namespace {
 
-constexpr std::string_view kMagic = "stoker-events-1\n";
+constexpr std::string_view kMagic = "stoker-events-2\n";
 
 uint64_t mixed(uint64_t hash, const void* data, size_t size) {
   const auto* bytes = static_cast<const unsigned char*>(data);
@@ -39,6 +39,20 @@ void EventLog::abort(std::string_view rid, TimeNs now) {
   c.field(EventKind::abort);
   c.field(rid);
   c.field(now);
+}
+
+void EventLog::fail(std::string_view rid, std::string_view why, TimeNs now) {
+  Encoder c(bytes_);
+  c.field(EventKind::fail);
+  c.field(rid);
+  c.field(why);
+  c.field(now);
+}
+
+void EventLog::grammar_ready(std::string_view rid) {
+  Encoder c(bytes_);
+  c.field(EventKind::grammar_ready);
+  c.field(rid);
 }
 
 void EventLog::schedule(TimeNs now, const BatchBuffer* batch) {

@@ -32,7 +32,9 @@ enum class EventKind : uint8_t {
   pause,
   flush,
   pin,
-  unpin
+  unpin,
+  fail,
+  grammar_ready
 };
 
 class EventLog {
@@ -41,6 +43,8 @@ class EventLog {
 
   void add(const Req& req, TimeNs now);
   void abort(std::string_view rid, TimeNs now);
+  void fail(std::string_view rid, std::string_view why, TimeNs now);
+  void grammar_ready(std::string_view rid);
   void schedule(TimeNs now, const BatchBuffer* batch);  // null: nothing was launched
   void commit(BatchId id, StepStatus status, std::string_view message,
               std::span<const int32_t> row_indptr, std::span<const Token> tokens,

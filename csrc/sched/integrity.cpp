@@ -82,13 +82,15 @@ void Scheduler::check_integrity() const {
   }
   if (running != num_running_ || draining != num_draining_seats_)
     throw InternalError("reqs or seats are miscounted");
-  int32_t waiting = 0;
+  int32_t waiting = 0, unready = 0;
   for (const ReqPtr& req : reqs_) {
     if (!req || req->finished() || req->holds_seat()) continue;
     ++waiting;
+    unready += !req->grammar_ready;
     if (!waiting_.contains(*req))
       throw InternalError("req '" + req->rid + "' is neither waiting nor running");
   }
+  if (unready != num_unready_) throw InternalError("reqs that wait for a grammar are miscounted");
   if (waiting != waiting_.size())
     throw InternalError("the waiting queue holds reqs that do not wait");
 }

@@ -34,7 +34,7 @@ void Scheduler::take_seat(Req& req) {
   SeatChange& change = at_.seats[at_.seat_changes++];
   change = {};
   change.seat = req.seat;
-  change.flags = (p.has_penalties() ? kSeatPenalties : 0) | (req.use_mask ? kSeatMask : 0);
+  change.flags = (p.has_penalties() ? kSeatPenalties : 0) | (req.grammar != 0 ? kSeatMask : 0);
   change.temperature = p.temperature;
   change.top_p = p.top_p;
   change.min_p = p.min_p;
@@ -46,7 +46,8 @@ void Scheduler::take_seat(Req& req) {
   change.num_prompt_logprobs = std::max(p.prompt_logprobs, 0);
   change.seed_low = static_cast<uint32_t>(req.seed);
   change.seed_high = static_cast<uint32_t>(req.seed >> 32);
-  change.min_position = req.prompt_len + p.min_tokens;
+  // A grammar's mask says by itself where the answer may end, min_tokens included.
+  change.min_position = req.grammar != 0 ? 0 : req.prompt_len + p.min_tokens;
   change.prompt_len = req.prompt_len;
   change.req = req.id;
   change.data_begin = at_.seat_words;

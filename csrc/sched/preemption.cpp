@@ -69,6 +69,7 @@ void Scheduler::make_way() {
   if (config_.schedule_policy != Policy::priority || waiting_.empty() || pause_ != Pause::no)
     return;
   Req& head = *waiting_.begin()->req;
+  if (!head.grammar_ready) return;
   if (!(head.priority < worst_priority_)) return;
   const Verdict verdict = consider(head);
   const auto* reason = std::get_if<WaitReason>(&verdict);

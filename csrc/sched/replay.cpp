@@ -125,6 +125,18 @@ ReplayReport replay(std::string_view log) {
         c.field(now);
         scheduler.abort(text, now);
         break;
+      case EventKind::fail: {
+        std::string why;
+        c.field(text);
+        c.field(why);
+        c.field(now);
+        scheduler.fail(text, why, now);
+        break;
+      }
+      case EventKind::grammar_ready:
+        c.field(text);
+        scheduler.grammar_ready(text);
+        break;
       case EventKind::schedule: {
         BatchDigest logged;
         c.field(now);
@@ -214,6 +226,18 @@ std::string redact(std::string_view log) {
         c.field(text);
         c.field(now);
         out.abort(numbers.rid(text), now);
+        break;
+      case EventKind::fail: {
+        std::string why;
+        c.field(text);
+        c.field(why);
+        c.field(now);
+        out.fail(numbers.rid(text), {}, now);
+        break;
+      }
+      case EventKind::grammar_ready:
+        c.field(text);
+        out.grammar_ready(numbers.rid(text));
         break;
       case EventKind::schedule: {
         BatchDigest logged;

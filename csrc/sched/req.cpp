@@ -73,6 +73,8 @@ const char* name(WaitCode code) {
       return "host_transfer";
     case WaitCode::outranked:
       return "outranked";
+    case WaitCode::grammar:
+      return "grammar";
   }
   return "?";
 }
@@ -113,6 +115,8 @@ std::string describe(const WaitReason& reason) {
       return "waits for a copy to or from host memory";
     case WaitCode::outranked:
       return "waits behind a req that was overtaken often enough";
+    case WaitCode::grammar:
+      return "waits for its grammar to be compiled";
   }
   return "?";
 }

@@ -54,6 +54,7 @@ enum class WaitCode : int8_t {
   paused,
   host_transfer,  // a copy to or from host memory is under way
   outranked,      // bounded bypass: a req before it has been overtaken often enough
+  grammar,        // its grammar is being compiled
 };
 
 struct WaitReason {
@@ -127,9 +128,11 @@ struct alignas(64) Req {
   TimeNs deadline_ttft = -1;  // after arrival; -1: none
   TimeNs deadline_tpot = -1;
   bool drop_when_late = false;
-  bool pool = false;      // an embedding: its last hidden row is pooled, nothing is sampled
-  bool use_mask = false;  // rows take a grammar mask at launch_sample
-  double policy_key = 0;  // for the policy `key`
+  bool pool = false;    // an embedding: its last hidden row is pooled, nothing is sampled
+  int32_t grammar = 0;  // its number at the loop's mask source: rows take a mask at launch_sample;
+                        // 0: none
+  bool grammar_ready = true;  // false: waits for Scheduler::grammar_ready()
+  double policy_key = 0;      // for the policy `key`
 
   // Kept by the scheduler.
   FinishReason finish_reason = FinishReason::none;

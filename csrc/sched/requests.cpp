@@ -168,8 +168,9 @@ void Scheduler::enroll(const ReqPtr& ptr, TimeNs now) {
   req.length_limit = static_cast<int32_t>(limit);
   req.known_ahead = req.known();
   req.next_score = req.params.prompt_logprobs >= 0 ? 1 : std::numeric_limits<int32_t>::max();
-  req.plain = !req.pool && req.params.prompt_logprobs < 0;
-  req.stops = (!req.params.ignore_eos && !config_.eos_token_ids.empty()) ||
+  req.plain = !req.pool && req.params.prompt_logprobs < 0 && req.grammar == 0;
+  num_unready_ += !req.grammar_ready;
+  req.stops = ((!req.params.ignore_eos || req.grammar != 0) && !config_.eos_token_ids.empty()) ||
               !req.params.stop_token_ids.empty();
   req.tenant_index = tenant_of(req);
   req.tokens.reserve(static_cast<size_t>(std::min<int64_t>(limit, req.prompt_len + 512)));
@@ -183,21 +184,42 @@ void Scheduler::enroll(const ReqPtr& ptr, TimeNs now) {
   enqueue(req);
 }
 
-bool Scheduler::abort(std::string_view rid, TimeNs now) {
-  now_ = std::max(now_, now);
-  if (log_ != nullptr) log_->abort(rid, now);
+// Runs `job` on the req, or on all children of one with n > 1 that have not ended. False: there is
+// no such req.
+template <typename Job>
+bool Scheduler::each_of(std::string_view rid, Job&& job) {
   const std::string name(rid);
   if (const auto family = children_.find(name); family != children_.end()) {
     const std::vector<ReqPtr> members = family->second;
     for (const ReqPtr& child : members) {
-      if (!child->finished()) finish(*child, FinishReason::abort);
+      if (!child->finished()) job(*child);
     }
     return true;
   }
   const auto it = by_rid_.find(name);
   if (it == by_rid_.end()) return false;
-  finish(*it->second, FinishReason::abort);
+  job(*it->second);
   return true;
+}
+
+bool Scheduler::abort(std::string_view rid, TimeNs now) {
+  now_ = std::max(now_, now);
+  if (log_ != nullptr) log_->abort(rid, now);
+  return each_of(rid, [this](Req& req) { finish(req, FinishReason::abort); });
+}
+
+bool Scheduler::fail(std::string_view rid, const std::string& why, TimeNs now) {
+  now_ = std::max(now_, now);
+  if (log_ != nullptr) log_->fail(rid, why, now);
+  return each_of(rid, [&](Req& req) { finish(req, FinishReason::error, why); });
+}
+
+bool Scheduler::grammar_ready(std::string_view rid) {
+  if (log_ != nullptr) log_->grammar_ready(rid);
+  return each_of(rid, [this](Req& req) {
+    num_unready_ -= !req.grammar_ready;
+    req.grammar_ready = true;
+  });
 }
 
 }  // namespace stoker

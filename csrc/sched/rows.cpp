@@ -219,6 +219,7 @@ void Scheduler::write_outputs(Req& req, int32_t first_token, int32_t num_tokens)
     record.samples = !req.pool;
     if (!req.pool) {
       ++at_.sampled;
+      at_.late = at_.late || req.grammar != 0;
       ++req.known_ahead;
       req.last_token = -1 - req.seat;
     }
@@ -318,6 +319,7 @@ bool Scheduler::finish_step() {
   BatchHeader& header = out_.header();
   header = BatchHeader{};
   header.version = kBatchVersion;
+  header.flags = at_.late ? kBatchLate : 0;
   header.batch_id = next_batch_;
   header.num_reqs = header.num_rows = at_.rows;
   header.num_tokens = at_.tokens;

@@ -142,6 +142,7 @@ static_assert(sizeof(BatchHeader) <= kHeaderBytes);
 
 enum BatchFlag : int32_t {
   kBatchFull = 1,  // all seats are resent: forget every table first
+  kBatchLate = 2,  // some sampled row takes a grammar mask: sample when launch_sample() brings it
 };
 
 // Where each section lies and how many elements it may hold. The same on every rank.

@@ -122,6 +122,16 @@ void Scheduler::reqs_of(BatchId batch_id, std::vector<ReqPtr>& out) const {
   for (const RowRecord& row : step.rows) out.push_back(req(row.req->id));
 }
 
+void Scheduler::masked_rows(BatchId batch_id, std::vector<MaskedRow>& out) const {
+  out.clear();
+  const StepRecord& step = steps_[static_cast<size_t>(batch_id) % steps_.size()];
+  if (step.batch_id != batch_id) return;
+  for (const RowRecord& row : step.rows) {
+    if (row.samples && row.req->grammar != 0 && row.epoch == row.req->epoch)
+      out.push_back({row.req, row.out_begin + row.num_outs - 1});
+  }
+}
+
 WaitReason Scheduler::explain(const Req& req) const {
   if (req.state == ReqState::running || req.state == ReqState::finished) return {};
   if (req.wait.step == next_batch_ - 1 || req.wait.step == next_batch_) return req.wait;

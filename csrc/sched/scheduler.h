@@ -96,6 +96,10 @@ class Scheduler {
   // Ends a req (or all children of one with n > 1), in any state. False: no such req (any more).
   // The end is in the next StepEvents.
   bool abort(std::string_view rid, TimeNs now = 0);
+  // The same with an error, which says `why`.
+  bool fail(std::string_view rid, const std::string& why, TimeNs now = 0);
+  // The grammar that this req waits for is there. False: no such req (any more).
+  bool grammar_ready(std::string_view rid);
 
   // A new value for the policy `key`; the waiting req moves to its new place.
   void set_policy_key(std::string_view rid, double key);
@@ -128,6 +132,8 @@ class Scheduler {
 
   bool has_unfinished() const { return num_running_ > 0 || !waiting_.empty(); }
   int32_t num_waiting() const { return waiting_.size(); }
+  // Whether all that is left to do waits for somebody outside: grammars being compiled.
+  bool only_waits() const { return num_running_ == 0 && waiting_.size() == num_unready_; }
   int32_t num_running() const { return num_running_; }
   int32_t steps_in_flight() const { return static_cast<int32_t>(next_batch_ - 1 - committed_); }
   bool fatal() const { return fatal_; }  // the device was lost: nothing is scheduled any more
@@ -140,6 +146,12 @@ class Scheduler {
   void waiting(std::vector<ReqPtr>& out) const;  // all waiting reqs, in the queue's order
   // The reqs with a row in a step in flight, in row order.
   void reqs_of(BatchId batch_id, std::vector<ReqPtr>& out) const;
+  // Its sampled rows that take a grammar mask and whose req goes on, with their output rows.
+  struct MaskedRow {
+    const Req* req;
+    int32_t out_row;
+  };
+  void masked_rows(BatchId batch_id, std::vector<MaskedRow>& out) const;
   // Why a req is not running (code, numbers); code none when it is.
   WaitReason explain(const Req& req) const;
   // The newest step's line of the trace, complete once schedule() has returned.
@@ -271,6 +283,8 @@ class Scheduler {
   // requests.cpp
   void enroll(const ReqPtr& req, TimeNs now);
   void check_fits(const Req& req, int64_t pinned) const;
+  template <typename Job>
+  bool each_of(std::string_view rid, Job&& job);
   int64_t blocks_for(GroupId group, int64_t tokens) const;
   int64_t most_blocks(GroupId group, int64_t tokens) const;
 
@@ -320,6 +334,7 @@ class Scheduler {
   int64_t num_pinned_ = 0, last_pin_ = 0;
   bool batch_open_ = false;  // static batching: the batch is still being filled
   bool fatal_ = false;
+  int32_t num_unready_ = 0;  // waiting reqs whose grammar is not there yet
 
   // The step that is being planned.
   TimeNs now_ = 0;
@@ -336,6 +351,7 @@ class Scheduler {
   struct Cursor {
     int32_t rows = 0, tokens = 0, outs = 0, sampled = 0, table_changes = 0, seat_changes = 0,
             seat_words = 0, transfers = 0;
+    bool late = false;  // a sampled row takes a mask
     int32_t* row_seat;
     int32_t* row_indptr;
     int32_t* row_kv_len;

@@ -66,6 +66,7 @@ void ScriptedExecutor::launch(const BatchBuffer& batch) {
   step.batch = batch;
   step.batch_id = batch.header().batch_id;
   step.checksum = checksum(batch);
+  step.waits = (batch.header().flags & kBatchLate) != 0;
   kv_->begin_step(step.batch_id);
   if (step.batch_id <= last_launched_) {
     kv_->violate("batches out of order", text("after", last_launched_));
@@ -89,10 +90,25 @@ void ScriptedExecutor::launch(const BatchBuffer& batch) {
   }
 }
 
-void ScriptedExecutor::launch_sample(BatchId batch_id) { last_launched_sample_ = batch_id; }
+void ScriptedExecutor::launch_sample(BatchId batch_id, const LateMasks& late) {
+  kv_->begin_step(batch_id);
+  if (queue_.empty() || queue_.front().batch_id != batch_id || !queue_.front().waits) {
+    kv_->violate("masks for a step that does not wait for them", text("batch", batch_id));
+    return;
+  }
+  Step& step = queue_.front();
+  step.waits = false;
+  step.mask_row.assign(late.mask_row.begin(), late.mask_row.end());
+  step.mask_bits.assign(late.bits.begin(), late.bits.end());
+  step.mask_words = late.words;
+}
 
 void ScriptedExecutor::collect(StepResult& result) {
   check(!queue_.empty(), "collect without a launched step");
+  if (queue_.front().waits) {
+    kv_->violate("collected before its masks came", text("batch", queue_.front().batch_id));
+    queue_.front().waits = false;
+  }
   execute_until(0);
   Step& step = queue_.front();
   result = std::move(step.result);
@@ -102,6 +118,7 @@ void ScriptedExecutor::collect(StepResult& result) {
 
 void ScriptedExecutor::execute_until(size_t index) {
   for (size_t i = 0; i <= index; ++i) {
+    if (queue_[i].waits) return;
     if (!queue_[i].executed) execute(queue_[i]);
   }
 }
@@ -132,7 +149,7 @@ void ScriptedExecutor::execute(Step& step) {
     result.message = "step " + std::to_string(step.batch_id) + " failed, as the script says";
   } else {
     check_work(batch);
-    read_rows(batch, result);
+    read_rows(step);
   }
   // Nothing else happens in a step without tokens: it waits for all copies.
   kv_->complete_transfers(step.batch_id, config_.max_transfer_delay,
@@ -277,7 +294,9 @@ FakeKv::ReadResult ScriptedExecutor::context(Seat at, int32_t kv_len) {
   return all;
 }
 
-void ScriptedExecutor::read_rows(const BatchBuffer& batch, StepResult& result) {
+void ScriptedExecutor::read_rows(Step& step) {
+  const BatchBuffer& batch = step.batch;
+  StepResult& result = step.result;
   const BatchHeader& h = batch.header();
   const auto indptr = batch.used<int32_t>(Section::row_indptr);
   const auto kv_len = batch.used<int32_t>(Section::row_kv_len);
@@ -303,7 +322,7 @@ void ScriptedExecutor::read_rows(const BatchBuffer& batch, StepResult& result) {
     const auto r = static_cast<size_t>(row);
     const int32_t len = kv_len[r] - (indptr[r + 1] - 1 - t);
     if (len == kv_len[r]) read[r] = true;
-    sample_out(batch, static_cast<int32_t>(o), row, len, result);
+    sample_out(step, static_cast<int32_t>(o), row, len);
   }
   if (!result.logprob_indptr.empty()) {
     result.logprob_indptr.resize(out_token.size() + 1, result.logprob_indptr.back());
@@ -316,8 +335,9 @@ void ScriptedExecutor::read_rows(const BatchBuffer& batch, StepResult& result) {
   }
 }
 
-void ScriptedExecutor::sample_out(const BatchBuffer& batch, int32_t out, int32_t row,
-                                  int32_t kv_len, StepResult& result) {
+void ScriptedExecutor::sample_out(Step& step, int32_t out, int32_t row, int32_t kv_len) {
+  const BatchBuffer& batch = step.batch;
+  StepResult& result = step.result;
   const auto o = static_cast<size_t>(out);
   const Seat of = batch.used<int32_t>(Section::out_seat)[o];
   const auto kind = static_cast<OutKind>(batch.used<int32_t>(Section::out_kind)[o]);
@@ -342,7 +362,13 @@ void ScriptedExecutor::sample_out(const BatchBuffer& batch, int32_t out, int32_t
     result.pooled_width = 1;
     return;
   }
-  Token token = sample(config_.rule, seen.hash, s.seed, position, s.min_position, s.stop);
+  std::span<const int32_t> mask;
+  if (o < step.mask_row.size() && step.mask_row[o] >= 0) {
+    mask = std::span(step.mask_bits)
+               .subspan(static_cast<size_t>(step.mask_row[o] * step.mask_words),
+                        static_cast<size_t>(step.mask_words));
+  }
+  Token token = sample(config_.rule, seen.hash, s.seed, position, s.min_position, s.stop, mask);
   // A worthless token is one that no req can be expected to hold.
   if (!sound) token = config_.rule.vocab_size + 7;
   if (sound && row_fails(seen.hash, s.seed, position, config_.row_failures_per_million)) {

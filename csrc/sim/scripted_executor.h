@@ -44,7 +44,7 @@ class ScriptedExecutor final : public Executor {
   int32_t overlap_depth() const override { return config_.overlap_depth; }
   std::byte* buffer(int32_t index, const BatchLayout& layout) override;
   void launch(const BatchBuffer& batch) override;
-  void launch_sample(BatchId batch_id) override;
+  void launch_sample(BatchId batch_id, const LateMasks& late) override;
   void collect(StepResult& result) override;
   bool ready() override { return !queue_.empty() && queue_.front().executed; }
 
@@ -76,6 +76,9 @@ class ScriptedExecutor final : public Executor {
     BatchId batch_id = 0;
     uint64_t checksum = 0;
     bool executed = false;
+    bool waits = false;  // for its masks
+    std::vector<int32_t> mask_row, mask_bits;
+    int32_t mask_words = 0;
     StepResult result;
   };
 
@@ -83,9 +86,8 @@ class ScriptedExecutor final : public Executor {
   bool sane(const BatchBuffer& batch);
   void apply_changes(const BatchBuffer& batch);
   void write_rows(const BatchBuffer& batch, bool failing);
-  void read_rows(const BatchBuffer& batch, StepResult& result);
-  void sample_out(const BatchBuffer& batch, int32_t out, int32_t row, int32_t kv_len,
-                  StepResult& result);
+  void read_rows(Step& step);
+  void sample_out(Step& step, int32_t out, int32_t row, int32_t kv_len);
   void check_work(const BatchBuffer& batch);
   void execute_until(size_t index);
   // The hash of what a row's token sees over all KV groups.
@@ -98,7 +100,6 @@ class ScriptedExecutor final : public Executor {
   std::vector<std::unique_ptr<std::byte[]>> memory_;
   std::deque<Step> queue_;
   BatchId last_launched_ = 0;
-  BatchId last_launched_sample_ = 0;
   int64_t steps_ = 0, tokens_ = 0, failed_rows_ = 0, sampled_ = 0;
   TimeNs device_time_ = 0;
 };

@@ -34,7 +34,7 @@ class SimulatedExecutor final : public Executor {
   int32_t overlap_depth() const override { return overlap_depth_; }
   std::byte* buffer(int32_t index, const BatchLayout& layout) override;
   void launch(const BatchBuffer& batch) override;
-  void launch_sample(BatchId) override {}
+  void launch_sample(BatchId, const LateMasks&) override {}
   void collect(StepResult& result) override;
   bool ready() override { return !flights_.empty() && flights_.front().end <= clock_.now(); }
 

@@ -39,10 +39,15 @@ struct SampleRule {
   uint32_t eos_per_mille = 0;  // chance of eos, besides its share as an ordinary token
 };
 
-// Draws until the token is allowed: `stop` may not be sampled below min_position.
+// Draws until the token is allowed: `stop` may not be sampled below min_position, nothing that the
+// mask (empty: none) forbids.
 inline Token sample(const SampleRule& rule, uint64_t context, uint64_t seed, int32_t position,
-                    int32_t min_position, std::span<const Token> stop) {
+                    int32_t min_position, std::span<const Token> stop,
+                    std::span<const int32_t> mask = {}) {
   uint64_t bits = draw(context, seed, position);
+  const auto masked = [&](Token t) {
+    return !mask.empty() && (mask[static_cast<size_t>(t) / 32] >> (t % 32) & 1) == 0;
+  };
   for (int attempt = 0;; ++attempt) {
     Token token = static_cast<Token>(bits % static_cast<uint64_t>(rule.vocab_size));
     if (rule.eos >= 0 && (bits >> 32) % 1000 < rule.eos_per_mille) token = rule.eos;
@@ -50,7 +55,11 @@ inline Token sample(const SampleRule& rule, uint64_t context, uint64_t seed, int
     if (position < min_position) {
       for (Token s : stop) allowed = allowed && s != token;
     }
-    if (allowed || attempt == 63) return token;
+    if (!mask.empty() && attempt == 63) {  // the next one that is allowed, going round
+      for (int32_t i = 0; i < rule.vocab_size && masked(token); ++i)
+        token = (token + 1) % rule.vocab_size;
+    }
+    if ((allowed && !masked(token)) || attempt == 63) return token;
     bits = mix(bits);
   }
 }

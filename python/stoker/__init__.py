@@ -11,8 +11,18 @@ if TYPE_CHECKING:
     from stoker.llm import LLM
     from stoker.outputs import CompletionOutput, Logprob, RequestOutput
     from stoker.sampling_params import SamplingParams
+    from stoker.structured_outputs import StructuredOutputsParams
 
-__all__ = ["LLM", "AsyncLLM", "CompletionOutput", "Logprob", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = [
+    "LLM",
+    "AsyncLLM",
+    "CompletionOutput",
+    "Logprob",
+    "RequestOutput",
+    "SamplingParams",
+    "StructuredOutputsParams",
+    "__version__",
+]
 
 _HOME = {
     "LLM": "stoker.llm",
@@ -21,6 +31,7 @@ _HOME = {
     "Logprob": "stoker.outputs",
     "RequestOutput": "stoker.outputs",
     "SamplingParams": "stoker.sampling_params",
+    "StructuredOutputsParams": "stoker.structured_outputs",
 }
 
 

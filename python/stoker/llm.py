@@ -244,9 +244,11 @@ def load_tokenizer(engine: Engine) -> Tokenizer | None:
     if config.skip_tokenizer_init:
         return None
     if config.tokenizer is not None:
-        return Tokenizer.from_pretrained(
+        tokenizer = Tokenizer.from_pretrained(
             config.tokenizer, revision=config.revision, download_dir=config.download_dir
         )
+        engine.use_tokenizer(tokenizer.backend.to_str)
+        return tokenizer
     return Tokenizer.from_folder(engine.model_path)
 
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from stoker.structured_outputs import StructuredOutputsParams
+
 _MAX_INT = 2**31 - 1
 
 
@@ -13,7 +15,7 @@ _MAX_INT = 2**31 - 1
 class SamplingParams:
     """What one request asks of the sampler. Bad values raise ValueError that says what was given and what is allowed.
 
-    Order of application: logit bias, no stop tokens before `min_tokens`, penalties, temperature, min-p, top-k, top-p.
+    Order of application: what structured_outputs allows, logit bias, no stop tokens before `min_tokens`, penalties, temperature, min-p, top-k, top-p.
     """
 
     n: int = 1
@@ -55,6 +57,8 @@ class SamplingParams:
     """False: token ids only, no text."""
     skip_special_tokens: bool = True
     """Leave special tokens out of the text."""
+    structured_outputs: StructuredOutputsParams | None = None
+    """What the answer must look like; also a dict of StructuredOutputsParams' fields."""
 
     def __post_init__(self) -> None:
         for name in ("n", "top_k", "max_tokens", "min_tokens", "logprobs", "prompt_logprobs", "seed"):
@@ -83,6 +87,10 @@ class SamplingParams:
         object.__setattr__(self, "stop", self._stop_strings())
         object.__setattr__(self, "stop_token_ids", self._stop_tokens())
         self._check_bias()
+        if self.structured_outputs is not None:
+            object.__setattr__(
+                self, "structured_outputs", StructuredOutputsParams.from_any(self.structured_outputs)
+            )
 
     def _require(self, ok: bool, name: str, allowed: str) -> None:
         if not ok:

@@ -148,7 +148,7 @@ class GatedExecutor final : public Executor {
     }
     inner_.launch(batch);
   }
-  void launch_sample(BatchId id) override { inner_.launch_sample(id); }
+  void launch_sample(BatchId id, const LateMasks& late) override { inner_.launch_sample(id, late); }
   void collect(StepResult& result) override { inner_.collect(result); }
 
   void let_go(BatchId id) {
@@ -183,7 +183,7 @@ class Probe final : public Executor {
     expect(!inner_.ready(), "step 1 still runs when step 2 is launched");
     gate_.let_go(1000000);
   }
-  void launch_sample(BatchId id) override { inner_.launch_sample(id); }
+  void launch_sample(BatchId id, const LateMasks& late) override { inner_.launch_sample(id, late); }
   void collect(StepResult& result) override { inner_.collect(result); }
 
  private:

@@ -29,11 +29,25 @@ class _PythonExecutor(Protocol):
         once. The loop keeps them alive and clears them."""
     def launch(self, index: int, /) -> None:
         """Starts the step that lies in buffer `index`. The buffer stays as it is until the step was collected."""
-    def launch_sample(self, batch_id: int, /) -> None:
-        """Hands over what was not known at launch. Called only for batches that ask for it; none does yet."""
+    def launch_sample(self, batch_id: int, mask_row: NDArray[np.int32], masks: NDArray[np.int32], /) -> None:
+        """Samples a step whose header has the flag 2 (its `launch` left that out), under the masks that were not
+        known then: output row i takes row mask_row[i] of `masks` (-1: none), bit t % 32 of word t / 32 allows token t.
+        Called when every step before was collected. Both are views, valid until this step was collected."""
     def collect(self, result: StepResult, /) -> None:
         """Waits for the oldest launched step and fills `result`, which is cleared and bears its batch_id already.
         Valid during the call only."""
+
+class _MaskSource(Protocol):
+    """What the loop expects of a source of grammar masks (duck-typed). Called by the thread that drives, with the GIL."""
+
+    def fill(
+        self, rows: list[tuple[int, int, int, list[int]]], /
+    ) -> tuple[NDArray[np.int32], list[tuple[int, str]]]:
+        """`rows`: (key, grammar, number of outputs, those of them that were not told before) of each req that is about
+        to sample. Returns their masks [rows, words], untouched until the next call, and (row, why) of those that
+        cannot go on. An exception ends all of them with an error."""
+    def forget(self, key: int, grammar: int, /) -> None:
+        """An answer with a grammar has ended; called once for each that was added."""
 
 class Executor:
     """A native executor; see stoker._core.sim."""
@@ -54,6 +68,7 @@ class EngineLoop:
         worker_thread: bool = False,
         trace_capacity: int = 1024,
         check_each_step: bool = False,
+        masks: _MaskSource | None = None,
     ) -> None:
         """`config.overlap_depth` is taken from the executor. With `worker_thread` each step runs on a thread of the
         loop's, with D = max(executor.overlap_depth, 1): overlap for an executor whose `launch` blocks."""
@@ -67,6 +82,10 @@ class EngineLoop:
     @overload
     def abort(self, rid: str) -> None:
         """Any thread. By key one answer, by rid all of them. Unknown or ended ones are ignored."""
+    def grammar_ready(self, rid: str) -> None:
+        """Any thread. What the req was waiting for (`Req(grammar_ready=False)`) is there."""
+    def end_with_error(self, rid: str, why: str) -> None:
+        """Any thread. As abort, but the answers end with an error."""
     def turn(self, timeout: float = 0.0) -> bool:
         """One turn without the GIL. False if there was nothing to do; then it first sleeps up to `timeout` seconds
         for something to come into the inbox."""

@@ -15,8 +15,8 @@ from stoker.engine.cuda_seats import CudaSeats
 from stoker.engine.cuda_step import DeviceStep, Front, HostStep
 from stoker.engine.forward import Forward
 from stoker.engine.model_runner import fill_result
-from stoker.engine.read_outputs import read_outputs
-from stoker.engine.step_buffer import BATCH_FULL, Layout, StepHeader
+from stoker.engine.read_outputs import Masks, read_outputs
+from stoker.engine.step_buffer import BATCH_FULL, BATCH_LATE, Layout, StepHeader
 from stoker.engine.step_output import StepOutput
 from stoker.engine.transfers import Transfers
 
@@ -50,6 +50,7 @@ class CudaRunner:
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._ring: list[HostStep] = []
         self._pending: deque[tuple[HostStep, StepHeader, StepOutput]] = deque()
+        self._late_masks: LateMasks | None = None  # made when the first grammar comes
         self._decode = GraphSet(self._run_decode, buckets)
         mixed = mixed_buckets(forward.max_tokens) if plans.has_prefill and forward.max_rows > 1 else []
         self._mixed = GraphSet(self._run_mixed, mixed)
@@ -103,10 +104,10 @@ class CudaRunner:
         rows = min(tokens, self._forward.max_rows)
         self._forward.layers(tokens, rows, 1, self._device.views, self._device_plans)
 
-    def _run_head(self, outs: int) -> None:
+    def _run_head(self, outs: int, masks: Masks = None) -> None:
         views = self._device.views
         _, logits, sampled = self._forward.logits(self._hidden, views, 0, outs)
-        self._forward.sample(logits, sampled, views, 0, outs)
+        self._forward.sample(logits, sampled, views, 0, outs, masks=masks)
         self._seats.record_on_device(views.outs(0, outs)[1], sampled)
 
     def _apply_changes(self, count: int) -> None:
@@ -132,11 +133,11 @@ class CudaRunner:
     def _launch(self, host: HostStep, header: StepHeader, output: StepOutput) -> None:
         self._seats.stage(header, host.buffer, host.change_index, host.change_block)
         graphs, bucket = self._graph_of(header)
-        simple = (
-            header.num_sampled_rows == header.num_outs <= self._forward.max_rows
-            and not self._seats.needs_host(host.buffer.out_seat[: header.num_outs])
-        )
-        head = self._head.bucket(header.num_outs) if simple and header.num_outs and not self._eager else None
+        simple = self._is_simple(host, header)
+        late = bool(header.flags & BATCH_LATE)
+        head = None
+        if simple and header.num_outs and not self._eager and not late:
+            head = self._head.bucket(header.num_outs)
         host.pad(header, bucket, self._forward.max_rows, head or 0)
         self._plans.plan(header, host)
         self._device.upload(host, host.front_bytes + self._num_bytes(host, header))
@@ -159,18 +160,34 @@ class CudaRunner:
                 self._device.views,
                 self._device_plans,
             )
-        if header.num_outs == 0:
-            return
-        if not simple:
-            hidden = self._hidden[: header.num_tokens]
-            read_outputs(self._forward, hidden, header, host.buffer, self._device.views, output)
+        if header.num_outs == 0 or late:
             return
         if head is not None:
             if self._sampling_tables != self._table_addresses():
                 self._capture_head()
             self._head.replay(head)
+            self._download(host, header)
         else:
-            self._run_head(header.num_outs)
+            self._read(host, header, output, simple)
+
+    def _read(
+        self, host: HostStep, header: StepHeader, output: StepOutput, simple: bool, masks: Masks = None
+    ) -> None:
+        """Head and sampler op by op."""
+        if simple:
+            self._run_head(header.num_outs, masks)
+            self._download(host, header)
+        else:
+            hidden = self._hidden[: header.num_tokens]
+            read_outputs(self._forward, hidden, header, host.buffer, self._device.views, output, masks)
+
+    def _is_simple(self, host: HostStep, header: StepHeader) -> bool:
+        """Whether nothing but tokens is wanted of the step."""
+        return header.num_sampled_rows == header.num_outs <= self._forward.max_rows and not (
+            self._seats.needs_host(host.buffer.out_seat[: header.num_outs])
+        )
+
+    def _download(self, host: HostStep, header: StepHeader) -> None:
         host.sampled[: header.num_outs].copy_(self._forward.sampled[: header.num_outs], non_blocking=True)
 
     def _graph_of(self, header: StepHeader) -> tuple[GraphSet | None, int]:
@@ -187,9 +204,23 @@ class CudaRunner:
         """What must go up: what the scheduler used, and the padding, which may lie behind it."""
         return max(header.used_bytes, host.buffer.end_of_slots)
 
-    def launch_sample(self, batch_id: int) -> None:
-        """For steps with grammar masks, which no batch asks for yet."""
-        raise NotImplementedError(f"batch {batch_id} asks for late masks; grammars are not built yet")
+    def launch_sample(
+        self, batch_id: int, mask_row: npt.NDArray[np.int32], masks: npt.NDArray[np.int32]
+    ) -> None:
+        """Starts head and sampler of a step whose grammar masks were not known at its launch."""
+        host, header, output = next(one for one in self._pending if one[1].batch_id == batch_id)
+        if output.status != "ok":
+            return
+        try:
+            with torch.inference_mode():
+                if self._late_masks is None:
+                    self._late_masks = LateMasks(self._forward.sampled.device)
+                late = self._late_masks.upload(mask_row, masks) if len(masks) else None
+                self._read(host, header, output, self._is_simple(host, header), late)
+        except Exception as error:
+            output.status = "fatal" if is_device_error(error) else "failed"
+            output.message = f"{type(error).__name__}: {error}"
+        host.ended.record(self._stream)
 
     def ready(self) -> bool:
         """Whether collect() would return at once."""
@@ -208,6 +239,27 @@ class CudaRunner:
             if output.tokens.min() < 0:
                 output.row_failed = output.tokens < 0
         fill_result(result, output)
+
+
+class LateMasks:
+    """Grammar masks on their way to the device. One step has them at a time, so one staging buffer is enough."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._host = torch.empty(0, dtype=torch.int32)
+        self._on_device = torch.empty(0, dtype=torch.int32, device=device)
+
+    def upload(self, mask_row: npt.NDArray[np.int32], masks: npt.NDArray[np.int32]) -> Masks:
+        """Copies without waiting, on the current stream."""
+        count = mask_row.size + masks.size
+        if len(self._host) < count:
+            self._host = torch.empty(2 * count, dtype=torch.int32, pin_memory=self._device.type == "cuda")
+            self._on_device = torch.empty(2 * count, dtype=torch.int32, device=self._device)
+        staged = self._host.numpy()
+        staged[: masks.size] = masks.reshape(-1)
+        staged[masks.size : count] = mask_row
+        self._on_device[:count].copy_(self._host[:count], non_blocking=True)
+        return self._on_device[: masks.size].view(masks.shape), self._on_device[masks.size : count]
 
 
 def is_device_error(error: Exception) -> bool:

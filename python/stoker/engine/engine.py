@@ -5,7 +5,8 @@ object, in token ids.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,15 @@ from stoker._core.loop import EngineLoop
 from stoker.config import EngineConfig, GenerationConfig, ModelConfig
 from stoker.engine.answers import Answers
 from stoker.engine.build import Parts, build
+from stoker.engine.grammars import Grammars
 from stoker.engine.output import EngineOutput, EngineStats
 from stoker.scheduler import Req, SchedulerConfig
 
 if TYPE_CHECKING:
     from stoker.sampling_params import SamplingParams
+
+# How long step() sleeps at a time while every request waits for its grammar.
+_IDLE_SECONDS = 0.05
 
 
 class Engine:
@@ -61,8 +66,16 @@ class Engine:
         self.ledger = parts.ledger
         self.max_num_seqs = parts.sizes.max_num_seqs
         self.runner = parts.runner
+        self._grammars = Grammars(
+            lambda: (Path(self.model_path) / "tokenizer.json").read_text(encoding="utf-8"),
+            self.model_config.vocab_size,
+            tuple(self.eos_token_ids),
+        )
         self.loop = EngineLoop(
-            scheduler_config(config, parts), parts.runner, worker_thread=parts.worker_thread
+            scheduler_config(config, parts),
+            parts.runner,
+            worker_thread=parts.worker_thread,
+            masks=self._grammars,
         )
         self._answers = Answers()
         self._lock = threading.Lock()  # guards _answers: requests come in on other threads than news goes out
@@ -95,21 +108,55 @@ class Engine:
             )
         self._check_token_ids("stop_token_ids", params.stop_token_ids)
         self._check_token_ids("logit_bias", params.logit_bias or ())
-        req = Req(
-            rid,
-            prompt,
-            params,
-            priority=priority,
-            cache_salt=cache_salt or "",
-            tenant=tenant or "",
-            pool=pool,
-        )
-        with self._lock:
-            if self._closed:
-                raise ValueError("the engine is closed")
-            if rid in self._answers:
-                raise ValueError(f"rid {rid!r} is still running; a rid must be new")
-            self._answers.add(rid, self.loop.add(req), prompt_token_ids, params)
+        grammar, ready = self._open_grammar(params)
+        try:
+            req = Req(
+                rid,
+                prompt,
+                params,
+                priority=priority,
+                cache_salt=cache_salt or "",
+                tenant=tenant or "",
+                pool=pool,
+                grammar=grammar,
+                grammar_ready=ready,
+            )
+            with self._lock:
+                if self._closed:
+                    raise ValueError("the engine is closed")
+                if rid in self._answers:
+                    raise ValueError(f"rid {rid!r} is still running; a rid must be new")
+                self._answers.add(rid, self.loop.add(req), prompt_token_ids, params)
+        except BaseException:
+            self._grammars.close(grammar)
+            raise
+        if not ready:
+            self._grammars.when_done(grammar, lambda error: self._grammar_is_done(rid, error))
+
+    def use_tokenizer(self, to_json: Callable[[], str]) -> None:
+        """Another tokenizer than the checkpoint's, for grammars: `to_json()` gives its tokenizer.json."""
+        self._grammars.tokenizer_json = to_json
+
+    def _open_grammar(self, params: SamplingParams) -> tuple[int, bool]:
+        """The number of a request's grammar (0: it has none) and whether it is compiled."""
+        if params.structured_outputs is None:
+            return 0, True
+        if self.config.skip_tokenizer_init:
+            raise ValueError(
+                "structured_outputs needs the tokenizer, which skip_tokenizer_init=True left out"
+            )
+        number = self._grammars.open(params)
+        try:
+            return number, self._grammars.is_ready(number)
+        except ValueError:
+            self._grammars.close(number)
+            raise
+
+    def _grammar_is_done(self, rid: str, error: str | None) -> None:
+        if error is None:
+            self.loop.grammar_ready(rid)
+        else:
+            self.loop.end_with_error(rid, error)
 
     def _checked_prompt(self, prompt_token_ids: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int32]]:
         try:
@@ -148,7 +195,7 @@ class Engine:
         """One turn of the loop on this thread: receive, schedule, launch, collect. What is new, possibly
         nothing.
         """
-        self.loop.turn()
+        self.loop.turn(_IDLE_SECONDS)
         return self.poll()
 
     def has_unfinished(self) -> bool:
@@ -202,6 +249,7 @@ class Engine:
             if self._closed:
                 return
             self._closed = True
+        self._grammars.shutdown()
         self.loop.stop()
 
     def __enter__(self) -> Engine:

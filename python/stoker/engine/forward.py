@@ -111,11 +111,25 @@ class Forward:
         begin: int,
         end: int,
         best: int = -1,
+        masks: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> LogprobBuffers | None:
-        """Tokens of output rows [begin, end) into `sampled`; with best >= 0 also logprobs, up to `best` a row."""
+        """Tokens of output rows [begin, end) into `sampled`; with best >= 0 also logprobs, up to `best` a row.
+
+        `masks`: grammar masks [n, words] and the one that each of these rows takes (-1: none).
+        """
         _, seats, positions = views.outs(begin, end)
         buffers = self._logprob_room(best, end - begin) if best >= 0 else None
-        sample(sampled, logits, self.seats.sampling, seats, positions, logprobs=buffers)
+        mask, mask_row = masks if masks is not None else (None, None)
+        sample(
+            sampled,
+            logits,
+            self.seats.sampling,
+            seats,
+            positions,
+            mask=mask,
+            mask_row=mask_row,
+            logprobs=buffers,
+        )
         return buffers
 
     def _logprob_room(self, best: int, rows: int) -> LogprobBuffers:

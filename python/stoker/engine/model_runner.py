@@ -13,7 +13,7 @@ import torch
 from stoker.engine.forward import Forward
 from stoker.engine.read_outputs import read_outputs
 from stoker.engine.seats import CpuSeats
-from stoker.engine.step_buffer import Layout, StepBuffer, TensorViews
+from stoker.engine.step_buffer import BATCH_LATE, Layout, StepBuffer, StepHeader, TensorViews
 from stoker.engine.step_output import StepOutput
 from stoker.engine.transfers import Transfers
 
@@ -36,6 +36,7 @@ class ModelRunner:
         self._transfers = transfers
         self._ring: list[tuple[StepBuffer, TensorViews]] = []
         self._finished: deque[StepOutput] = deque()
+        self._late: tuple[StepHeader, StepBuffer, TensorViews, torch.Tensor] | None = None
 
     def buffers(self, layout: Layout, count: int) -> list[npt.NDArray[np.uint8]]:
         """`count` zeroed buffers of layout.nbytes at a multiple of 64 bytes, with views made of each."""
@@ -62,16 +63,35 @@ class ModelRunner:
                     hidden = self._forward.layers(
                         header.num_tokens, header.num_rows, header.num_decode_rows, views
                     )
-                    read_outputs(self._forward, hidden, header, buffer, views, output)
+                    if header.flags & BATCH_LATE:
+                        self._late = header, buffer, views, hidden
+                    else:
+                        read_outputs(self._forward, hidden, header, buffer, views, output)
         except Exception as error:  # whatever a step can suffer ends that step only
             output.status = "failed"
             output.message = f"{type(error).__name__}: {error}"
         output.device_time_ns = time.perf_counter_ns() - began
         self._finished.append(output)
 
-    def launch_sample(self, batch_id: int) -> None:
-        """For steps with grammar masks, which no batch asks for yet."""
-        raise NotImplementedError(f"batch {batch_id} asks for late masks; grammars are not built yet")
+    def launch_sample(
+        self, batch_id: int, mask_row: npt.NDArray[np.int32], masks: npt.NDArray[np.int32]
+    ) -> None:
+        """Samples the step that was launched last, under grammar masks."""
+        output = self._finished[-1]
+        if self._late is None:
+            return  # it failed
+        began = time.perf_counter_ns()
+        header, buffer, views, hidden = self._late
+        self._late = None
+        assert header.batch_id == batch_id
+        try:
+            with torch.inference_mode():
+                late = (torch.from_numpy(masks), torch.from_numpy(mask_row)) if len(masks) else None
+                read_outputs(self._forward, hidden, header, buffer, views, output, late)
+        except Exception as error:
+            output.status = "failed"
+            output.message = f"{type(error).__name__}: {error}"
+        output.device_time_ns += time.perf_counter_ns() - began
 
     def collect(self, result: Any) -> None:
         """Hands over the oldest launched step."""

@@ -11,6 +11,9 @@ from stoker.engine.step_buffer import POOL, SAMPLE, SCORE, StepBuffer, StepHeade
 from stoker.engine.step_output import StepLogprobs, StepOutput
 from stoker.ops import LogprobBuffers
 
+Masks = tuple[torch.Tensor, torch.Tensor] | None
+"""Grammar masks [rows, words] and the one that each output row takes [outs], -1: none."""
+
 
 def read_outputs(
     forward: Forward,
@@ -19,6 +22,7 @@ def read_outputs(
     buffer: StepBuffer,
     views: TensorViews,
     output: StepOutput,
+    masks: Masks = None,
 ) -> None:
     """Reads the output rows of `forward.layers`' result, writes sampled tokens back to the seats and fills `output`."""
     count = header.num_outs
@@ -28,12 +32,12 @@ def read_outputs(
         seats = buffer.out_seat[:count]
         wanted = forward.seats.logprobs_wanted(seats)
         _, logits, sampled = forward.logits(hidden, views, 0, count)
-        output.tokens, output.logprobs = _drawn(forward, logits, sampled, views, 0, wanted)
+        output.tokens, output.logprobs = _drawn(forward, logits, sampled, views, 0, wanted, masks)
         if output.tokens.min() < 0:
             output.row_failed = output.tokens < 0
         forward.seats.record(seats, output.tokens)
     else:
-        _mixed_kinds(forward, hidden, count, buffer, views, output)
+        _mixed_kinds(forward, hidden, count, buffer, views, output, masks)
 
 
 def _drawn(
@@ -43,9 +47,13 @@ def _drawn(
     views: TensorViews,
     begin: int,
     wanted: npt.NDArray[np.int32],
+    masks: Masks,
 ) -> tuple[npt.NDArray[np.int32], StepLogprobs | None]:
     """Tokens of output rows from `begin` on, and their logprobs where `wanted` (a count for each row) is not -1."""
-    buffers = forward.sample(logits, sampled, views, begin, begin + len(wanted), int(wanted.max()))
+    end = begin + len(wanted)
+    if masks is not None:
+        masks = masks[0], masks[1][begin:end]
+    buffers = forward.sample(logits, sampled, views, begin, end, int(wanted.max()), masks)
     tokens = sampled.cpu().numpy().copy()
     return tokens, None if buffers is None else _gathered(buffers, tokens, wanted)
 
@@ -57,6 +65,7 @@ def _mixed_kinds(
     buffer: StepBuffer,
     views: TensorViews,
     output: StepOutput,
+    masks: Masks,
 ) -> None:
     """Score and pool rows among the sampled ones, a few rows at a time."""
     kinds = buffer.out_kind[:count]
@@ -71,7 +80,7 @@ def _mixed_kinds(
         part = slice(begin, end)
         rows, logits, sampled = forward.logits(hidden, views, begin, end)
         wanted = np.where(kinds[part] == SAMPLE, forward.seats.logprobs_wanted(buffer.out_seat[part]), -1)
-        tokens[part], logprobs = _drawn(forward, logits, sampled, views, begin, wanted)
+        tokens[part], logprobs = _drawn(forward, logits, sampled, views, begin, wanted, masks)
         pieces.append(logprobs)
         failed[part] = tokens[part] < 0
         scored = np.flatnonzero(kinds[part] == SCORE)

@@ -36,6 +36,7 @@ HEADER_BYTES = 256
 HEADER_WORDS = 12
 """int32 words of the header before the sections' (offset, count) pairs."""
 BATCH_FULL = 1
+BATCH_LATE = 2
 SAMPLE, SCORE, POOL = 0, 1, 2
 HOST_TIER = 1
 

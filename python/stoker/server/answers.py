@@ -11,6 +11,7 @@ from stoker.server import messages as m
 from stoker.server.engine_client import EngineClient, EngineDeadError, RefusedError, Stream
 from stoker.server.errors import ApiError
 from stoker.server.metrics import Metrics, Pace
+from stoker.structured_outputs import is_refusal
 from stoker.text import AnswerText, Tokenizer
 
 
@@ -82,12 +83,17 @@ class Answers:
         self.finish_reasons: list[str] = []
 
     async def deltas(self) -> AsyncIterator[Delta]:
-        """What comes, as it comes. Raises ApiError for a refused request and for an engine that died."""
+        """What comes, as it comes. Raises ApiError for a refused or failed request and for an engine that died."""
         try:
             await self.accepted()
             async for batch in self._stream.batches():
                 for news in batch:
                     delta = self._take(news)
+                    if delta is not None and delta.finish_reason == "error":
+                        raise ApiError(
+                            400 if is_refusal(delta.message) else 500,
+                            delta.message or "the request failed in the engine",
+                        )
                     if delta is not None:
                         yield delta
                 if all(self._ended):
@@ -112,15 +118,13 @@ class Answers:
             raise
 
     async def whole(self) -> list[Answer]:
-        """All answers, complete. Raises ApiError also when an answer ends with an error."""
+        """All answers, complete."""
         answers = [Answer() for _ in self._texts]
         async for delta in self.deltas():
             answer = answers[delta.index]
             answer.token_ids += delta.token_ids
             if delta.logprobs:
                 answer.logprobs += delta.logprobs
-            if delta.finish_reason == "error":
-                raise ApiError(500, delta.message or "the request failed in the engine")
             if delta.finish_reason is not None:
                 answer.finish_reason, answer.stop_reason = delta.finish_reason, delta.stop_reason
         if self.timed_out:

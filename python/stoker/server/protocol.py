@@ -9,6 +9,7 @@ import msgspec
 from stoker.sampling_params import SamplingParams
 from stoker.server.errors import bad_request
 from stoker.server.settings import Limits
+from stoker.server.structured import structured_outputs
 
 MAX_TOKEN_ID = 2**31 - 1
 
@@ -47,6 +48,13 @@ class Sampling(msgspec.Struct, kw_only=True):
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: str | dict[str, Any] | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    guided_json_object: bool | None = None
+    guided_whitespace_pattern: str | None = None
     request_id: str | None = None
     truncate_prompt_tokens: int | None = None
     """Keep this many of the prompt's last tokens; -1: all."""
@@ -192,6 +200,7 @@ def sampling_params(
             skip_special_tokens=body.skip_special_tokens
             if skip_special_tokens is None
             else skip_special_tokens,
+            structured_outputs=structured_outputs(body, limits),
             **values,
         )
     except (ValueError, TypeError, OverflowError) as error:

@@ -62,6 +62,10 @@ async def create_response(request: Request, state: ServerState) -> Response:
         parallel_tool_calls=body.parallel_tool_calls is not False,
         template_kwargs=template_kwargs(None, effort if isinstance(effort, str) else None),
     )
+    if body.text and (form := body.text.get("format")) is not None:
+        if not isinstance(form, dict):
+            raise bad_request("text.format must be an object", "text.format")
+        body.response_format = form
     params = sampling_params(
         body,
         state.settings.limits,

@@ -1,0 +1,255 @@
+"""Grammars of structured output: compiled on a thread of their own, kept, and asked for masks by the loop while the device computes.
+
+The loop's mask source (`stoker._core.loop`): `fill` and `forget` come from the thread that drives, everything else from
+whoever adds requests. An answer's state follows from its tokens, which the loop tells as they are committed; so overlap,
+preemption and n > 1 need nothing here.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stoker.structured_outputs import check_source, parser_limits, refusal
+
+if TYPE_CHECKING:
+    from stoker.sampling_params import SamplingParams
+
+COMPILE_SECONDS = 20.0
+"""A grammar that takes longer is refused; what it may cost at all is bounded by llguidance's limits."""
+_CACHED = 256
+
+Done = Callable[[str | None], None]
+"""Called once: with None when the grammar is there, else with why it is refused."""
+
+
+class _Compiled:
+    """A grammar under way or done. `waiting` are told when it is; guarded by the Grammars' lock."""
+
+    def __init__(self) -> None:
+        self.matcher: Any = None
+        self.error: str | None = None
+        self.done = False
+        self.waiting: list[Done] = []
+
+
+@dataclass(slots=True)
+class _Use:
+    """One request's grammar and how its end is minded."""
+
+    compiled: _Compiled
+    answers_left: int
+    min_tokens: int
+    ends: npt.NDArray[np.int64]
+    """Tokens that end an answer for the grammar: end-of-sequence tokens."""
+    stops: npt.NDArray[np.int64]
+    """Tokens that the request wants to end at besides."""
+    never_ends: bool
+    special: bool = field(init=False)
+    """Whether its masks need more than llguidance says."""
+
+    def __post_init__(self) -> None:
+        self.special = self.min_tokens > 0 or self.never_ends or len(self.stops) > 0
+
+
+class Grammars:
+    """All grammars of one engine.
+
+    `tokenizer_json()` gives the tokenizer's tokenizer.json as text; it is asked once, when the first grammar comes.
+    `eos_token_ids` end an answer. Masks are int32 [rows, ceil(vocab_size / 32)].
+    """
+
+    def __init__(
+        self, tokenizer_json: Callable[[], str], vocab_size: int, eos_token_ids: tuple[int, ...]
+    ) -> None:
+        self.tokenizer_json = tokenizer_json
+        self._vocab_size = vocab_size
+        self._words = -(-vocab_size // 32)
+        self._eos = eos_token_ids
+        self._lock = threading.Lock()
+        self._cache: OrderedDict[str, _Compiled] = OrderedDict()
+        self._uses: dict[int, _Use] = {}
+        self._next = 1
+        self._pool: ThreadPoolExecutor | None = None
+        self._tokenizer: Any = None
+        # The driving thread's own.
+        self._matchers: dict[int, Any] = {}
+        self._executor: Any = None
+        self._masks = np.zeros((16, self._words), np.int32)
+
+    # --- whoever adds requests ------------------------------------------------------------------------------------------
+
+    def open(self, params: SamplingParams) -> int:
+        """A number for the grammar of one request (all its n answers); begins to compile what is new.
+
+        ValueError with the compiler's words for a grammar that is wrong whatever the tokenizer; what only the tokenizer
+        can tell comes through `when_done`. `close` or the ends of its answers give the number back.
+        """
+        structured = params.structured_outputs
+        assert structured is not None
+        if not self._eos:
+            raise ValueError("structured_outputs needs a model with an end-of-sequence token")
+        try:
+            source = structured.source()
+        except ImportError as error:
+            raise ValueError(str(error)) from None
+        with self._lock:
+            known = source in self._cache
+        if not known:
+            check_source(source)
+        with self._lock:
+            compiled = self._cache.get(source)
+            if compiled is None:
+                compiled = self._cache[source] = _Compiled()
+                if self._pool is None:
+                    self._pool = ThreadPoolExecutor(1, "stoker-grammars")
+                timer = threading.Timer(COMPILE_SECONDS, self._give_up, (compiled,))
+                timer.daemon = True
+                timer.start()
+                self._pool.submit(self._compile, source, compiled, timer)
+                if len(self._cache) > _CACHED:
+                    self._cache.popitem(last=False)
+            self._cache.move_to_end(source)
+            number = self._next
+            self._next = self._next % (2**31 - 1) + 1
+            ends = set(self._eos)
+            self._uses[number] = _Use(
+                compiled,
+                params.n,
+                params.min_tokens,
+                np.array(sorted(ends), np.int64),
+                np.array(sorted(set(params.stop_token_ids) - ends), np.int64),
+                params.ignore_eos,
+            )
+            return number
+
+    def is_ready(self, number: int) -> bool:
+        """Whether masks can be made. ValueError if the grammar is refused."""
+        with self._lock:
+            compiled = self._uses[number].compiled
+            if compiled.error is not None:
+                raise ValueError(compiled.error)
+            return compiled.done
+
+    def when_done(self, number: int, tell: Done) -> None:
+        """Calls `tell` when the grammar is compiled or refused: now, or later on the compiler's thread."""
+        with self._lock:
+            compiled = self._uses[number].compiled
+            if not compiled.done:
+                compiled.waiting.append(tell)
+                return
+        tell(compiled.error)
+
+    def close(self, number: int) -> None:
+        """Gives a number back whose request was not taken."""
+        with self._lock:
+            self._uses.pop(number, None)
+
+    def shutdown(self) -> None:
+        """Lets the compiler's thread end."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _compile(self, source: str, compiled: _Compiled, timer: threading.Timer) -> None:
+        matcher, error = None, None
+        try:
+            import llguidance
+
+            if self._tokenizer is None:
+                self._tokenizer = llguidance.LLTokenizer(
+                    self.tokenizer_json(), n_vocab=self._vocab_size, eos_token=list(self._eos)
+                )
+            matcher = llguidance.LLMatcher(self._tokenizer, source, log_level=0, limits=parser_limits())
+            if matcher.is_error():
+                error = refusal(matcher.get_error())
+        except Exception as failure:  # of the tokenizer, mostly: nothing may be left waiting
+            error = f"structured_outputs: the tokenizer cannot be used for grammars ({failure})"
+        timer.cancel()
+        self._settle(compiled, matcher, error)
+
+    def _give_up(self, compiled: _Compiled) -> None:
+        why = f"the grammar took longer than {COMPILE_SECONDS:g} s to compile"
+        self._settle(compiled, None, refusal(why))
+
+    def _settle(self, compiled: _Compiled, matcher: Any, error: str | None) -> None:
+        with self._lock:
+            if compiled.done:
+                return
+            compiled.matcher, compiled.error, compiled.done = matcher, error, True
+            waiting, compiled.waiting = compiled.waiting, []
+        for tell in waiting:
+            tell(error)
+
+    # --- the loop -------------------------------------------------------------------------------------------------------
+
+    def fill(
+        self, rows: list[tuple[int, int, int, list[int]]]
+    ) -> tuple[npt.NDArray[np.int32], list[tuple[int, str]]]:
+        """Masks of answers about to sample, in their order; see `stoker._core.loop`."""
+        if len(rows) > len(self._masks):
+            self._masks = np.zeros((2 * len(rows), self._words), np.int32)
+        masks = self._masks[: len(rows)]
+        matchers, consume = [], []
+        for index, (key, number, _, tokens) in enumerate(rows):
+            matcher = self._matchers.get(key)
+            if matcher is None:
+                matcher = self._matchers[key] = self._uses[number].compiled.matcher.deep_copy()
+            if len(tokens) == 1:
+                consume.append((matcher, tokens[0]))
+            elif tokens:
+                matcher.consume_tokens(tokens)
+            matchers.append((matcher, index))
+        if self._executor is None:
+            import llguidance
+
+            self._executor = llguidance.LLExecutor(max(1, min(8, (os.cpu_count() or 1) // 2)))
+        if consume:
+            self._executor.consume_token_par(consume)
+        self._executor.unsafe_compute_mask_ptr(matchers, masks.ctypes.data, 4 * self._words, len(rows))
+        failed = []
+        for (_, number, outputs, _), (matcher, index) in zip(rows, matchers, strict=True):
+            if matcher.is_error():
+                failed.append((index, refusal(matcher.get_error())))
+            elif (use := self._uses[number]).special:
+                _mind_ends(use, matcher, masks[index], outputs)
+        return masks, failed
+
+    def forget(self, key: int, number: int) -> None:
+        """An answer has ended."""
+        self._matchers.pop(key, None)
+        with self._lock:
+            use = self._uses.get(number)
+            if use is not None:
+                use.answers_left -= 1
+                if use.answers_left <= 0:
+                    del self._uses[number]
+
+
+def _mind_ends(use: _Use, matcher: Any, mask: npt.NDArray[np.int32], outputs: int) -> None:
+    """Ends of any kind only where the grammar accepts and the request wants one, unless nothing else can follow."""
+    before = mask.copy()
+    words = mask.view(np.uint32)
+    may_end = outputs >= use.min_tokens and matcher.is_accepting()
+    if not may_end or use.never_ends:
+        _clear(words, use.ends)
+    (_set if may_end else _clear)(words, use.stops)
+    if not mask.any():
+        mask[:] = before
+
+
+def _clear(words: npt.NDArray[np.uint32], tokens: npt.NDArray[np.int64]) -> None:
+    np.bitwise_and.at(words, tokens >> 5, ~(np.uint32(1) << (tokens & 31).astype(np.uint32)))
+
+
+def _set(words: npt.NDArray[np.uint32], tokens: npt.NDArray[np.int64]) -> None:
+    np.bitwise_or.at(words, tokens >> 5, np.uint32(1) << (tokens & 31).astype(np.uint32))
