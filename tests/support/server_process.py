@@ -73,7 +73,9 @@ def start_server(folder: Path, engine: dict[str, Any] | None = None, **settings:
         port = probe.getsockname()[1]
     given = {"port": port, "served_model_names": ["m"], "drain_timeout": 5.0, **settings}
     fake = {"factory": "served_engine:build", "model_path": str(CHECKPOINT), "tick": 0.005}
-    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join(
+        [str(Path(__file__).parent), str(ROOT / "python"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     log = folder / f"server-{port}.log"
     with log.open("wb") as out:
         process = subprocess.Popen(

@@ -1,5 +1,5 @@
 """`stoker bench throughput | latency | phases | batching`: what this machine does with a model, offline, on random token
-ids."""
+ids; and `stoker bench serve`: load for a server."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from stoker.cli import bench_serve
 from stoker.cli.options import add_engine_arguments, engine_options
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The two measurements and their sizes."""
     parser.add_argument(
         "what",
-        choices=("throughput", "latency", "phases", "batching"),
-        help="many requests at once; one batch again and again; prefill against decode; the batching modes",
+        choices=("throughput", "latency", "phases", "batching", "serve"),
+        help="many requests at once; one batch again and again; prefill against decode; the batching modes; load for a server",
     )
     parser.add_argument(
         "-m", "--model", default="stoker-demo", help="checkpoint folder or hub id (default: stoker-demo)"
@@ -53,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", metavar="PATH", help='write the figures there too ("-": only JSON, on stdout)'
     )
+    bench_serve.add_arguments(parser)
     add_engine_arguments(parser, without=("seed",))
 
 
@@ -63,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
     if min(args.batch_size) < 1:
         raise ValueError(f"--batch-size {min(args.batch_size)}: must be at least 1")
+    if args.what == "serve":
+        return _report({"what": args.what, **_asked(args), **bench_serve.measure(args)}, args)
     if args.what == "batching":
         from stoker.cli import bench_batching
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from stoker.sampling_params import SamplingParams
@@ -61,7 +61,7 @@ class Answers:
         self._timer = None
         if timeout is not None:
             self._timer = asyncio.get_running_loop().call_later(timeout, self._time_is_over)
-        self._ended = [False] * params.n
+        self.ended = [False] * params.n
         self._metrics = metrics
         self._paces = [Pace(metrics) for _ in range(params.n)]
         self._texts = [
@@ -90,18 +90,36 @@ class Answers:
                 for news in batch:
                     delta = self._take(news)
                     if delta is not None and delta.finish_reason == "error":
-                        raise ApiError(
-                            400 if is_refusal(delta.message) else 500,
-                            delta.message or "the request failed in the engine",
-                        )
+                        raise _failed(delta)
                     if delta is not None:
                         yield delta
-                if all(self._ended):
+                if all(self.ended):
                     return
         except EngineDeadError as error:
             raise ApiError(503, f"the engine stopped: {error}", retry_after=1) from None
         finally:
             self.close()
+
+    def listen(self, take: Callable[[Delta], None], end: Callable[[ApiError | None], None]) -> None:
+        """Calls `take` with what comes, in the turn in which it comes, and `end` once: with None after the last delta, or with
+        what deltas() would raise."""
+
+        def on_news(news: m.News | None, failure: Exception | None) -> None:
+            if news is None:
+                status = failure.status if isinstance(failure, RefusedError) else 503
+                words = str(failure) if status != 503 else f"the engine stopped: {failure}"
+                end(ApiError(status, words, retry_after=1 if status == 503 else None))
+                return
+            delta = self._take(news)
+            if delta is not None and delta.finish_reason == "error":
+                end(_failed(delta))
+                return
+            if delta is not None:
+                take(delta)
+            if all(self.ended):
+                end(None)
+
+        self._stream.listen(on_news)
 
     async def accepted(self) -> None:
         """Returns once the engine has taken the request; before that nothing has begun. Raises ApiError if it does not."""
@@ -170,13 +188,13 @@ class Answers:
             self.pooled = news.pooled
         if news.account is not None:
             self.accounts.append(news.account)
-            self.finish_reasons.append("stop" if self._ended[news.index] else news.finish_reason or "abort")
+            self.finish_reasons.append("stop" if self.ended[news.index] else news.finish_reason or "abort")
             self._metrics.account(news.account, self.finish_reasons[-1])
             if len(self.accounts) == 1:  # n answers share one prompt
                 self._metrics.prompt_tokens.inc(self.num_prompt_tokens)
                 self._metrics.cached_tokens.inc(self.num_cached_tokens)
         index = news.index
-        if self._ended[index]:
+        if self.ended[index]:
             return None  # tokens that were in flight when a stop string ended the answer
         token_ids, logprobs = news.token_ids, news.logprobs
         last = news.finish_reason is not None
@@ -195,7 +213,13 @@ class Answers:
             self._paces[index].delivered(len(token_ids))
         self.num_output_tokens += len(token_ids)
         if finish is not None:
-            self._ended[index] = True
+            self.ended[index] = True
         if not token_ids and not delta.text and finish is None:
             return None
         return Delta(index, delta.text, token_ids, logprobs, finish, stop_reason, news.message)
+
+
+def _failed(delta: Delta) -> ApiError:
+    """An answer that ended with an error: the request's own fault where its grammar was refused."""
+    status = 400 if is_refusal(delta.message) else 500
+    return ApiError(status, delta.message or "the request failed in the engine")

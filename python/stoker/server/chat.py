@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -11,14 +11,15 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from stoker.server import messages as m
-from stoker.server.answers import Answer
+from stoker.server.answers import Answer, Delta
 from stoker.server.body import read
 from stoker.server.completions import prompt_logprobs, token_name, usage
 from stoker.server.conversation import ChatRun, Conversation, needs_special_tokens, start
+from stoker.server.direct import DirectResponse
 from stoker.server.errors import bad_request
 from stoker.server.parsers import Piece
 from stoker.server.protocol import ChatRequest, sampling_params
-from stoker.server.sse import DONE, frame, stream_response
+from stoker.server.sse import DONE, TextFrames, frame
 from stoker.server.state import ServerState
 from stoker.text import Tokenizer
 
@@ -52,7 +53,7 @@ async def create_chat_completion(request: Request, state: ServerState) -> Respon
     run = await start(request, state, rid, conversation, body, params)
     chat = _Chat(model, body, run, state.tokenizer)
     if body.stream:
-        return await stream_response(chat.stream())
+        return chat.stream()
     return Response(msgspec.json.encode(await chat.whole()), media_type="application/json")
 
 
@@ -134,35 +135,49 @@ class _Chat:
             return None
         return chat_logprobs(self._tokenizer, token_ids, entries or [], by_id=self._by_id)
 
-    async def stream(self) -> AsyncIterator[bytes]:
+    def stream(self) -> Response:
         """SSE frames."""
         head = self._head("chat.completion.chunk")
         options = self._body.stream_options
-        if options is not None and options.continuous_usage_stats and options.include_usage:
+        with_usage = options is not None and options.include_usage
+        if options is not None and options.continuous_usage_stats and with_usage:
             head["usage"] = None
+        first = []
         for index in range(self._run.n):
-            first = _delta(index, {"role": "assistant", "content": self._echo})
+            delta = _delta(index, {"role": "assistant", "content": self._echo})
             extra = {"prompt_token_ids": self._run.prompt.token_ids} if self._body.return_token_ids else {}
-            yield frame({**head, "choices": [first], **extra})
-        async for delta, pieces in self._run.pieces():
-            if "usage" in head:
-                head["usage"] = usage([self._run.answers])
-            index = delta.index
-            logprobs = self._logprobs(delta.token_ids, delta.logprobs) if delta.token_ids else None
-            token_ids = delta.token_ids if self._body.return_token_ids else None
-            for piece in pieces:
-                shown = self._piece_delta(piece)
-                if shown:
-                    yield frame({**head, "choices": [_delta(index, shown, logprobs, token_ids)]})
-                    logprobs = token_ids = None
-            if logprobs is not None or token_ids:
-                yield frame({**head, "choices": [_delta(index, {}, logprobs, token_ids)]})
-            if delta.finish_reason is not None:
-                last = _delta(index, {}, None, None, delta.finish_reason, delta.stop_reason)
-                yield frame({**head, "choices": [last]})
-        if options is not None and options.include_usage:
-            yield frame({**head, "choices": [], "usage": usage([self._run.answers])})
-        yield DONE
+            first.append(frame({**head, "choices": [delta], **extra}))
+        plain = not (self._body.logprobs or self._body.return_token_ids or "usage" in head)
+        framed = TextFrames(head, _delta(0, {"content": ""}), ("delta", "content")) if plain else None
+
+        def last() -> bytes:
+            tail = frame({**head, "choices": [], "usage": usage([self._run.answers])}) if with_usage else b""
+            return tail + DONE
+
+        def render(delta: Delta) -> bytes:
+            pieces = self._run.pieces_of(delta)
+            if framed is not None and delta.finish_reason is None and delta.index == 0 and _only_text(pieces):
+                return framed.frame(pieces[0].content) if pieces else b""
+            return b"".join(self._frames(head, delta, pieces))
+
+        return DirectResponse(self._run.answers, render, first=b"".join(first), last=last)
+
+    def _frames(self, head: dict[str, Any], delta: Delta, pieces: list[Piece]) -> Iterator[bytes]:
+        if "usage" in head:
+            head["usage"] = usage([self._run.answers])
+        index = delta.index
+        logprobs = self._logprobs(delta.token_ids, delta.logprobs) if delta.token_ids else None
+        token_ids = delta.token_ids if self._body.return_token_ids else None
+        for piece in pieces:
+            shown = self._piece_delta(piece)
+            if shown:
+                yield frame({**head, "choices": [_delta(index, shown, logprobs, token_ids)]})
+                logprobs = token_ids = None
+        if logprobs is not None or token_ids:
+            yield frame({**head, "choices": [_delta(index, {}, logprobs, token_ids)]})
+        if delta.finish_reason is not None:
+            last = _delta(index, {}, None, None, delta.finish_reason, delta.stop_reason)
+            yield frame({**head, "choices": [last]})
 
     def _piece_delta(self, piece: Piece) -> dict[str, Any]:
         delta: dict[str, Any] = {}
@@ -173,6 +188,12 @@ class _Chat:
         if piece.call is not None:
             delta["tool_calls"] = [piece.call.delta()]
         return delta
+
+
+def _only_text(pieces: list[Piece]) -> bool:
+    return not pieces or (
+        len(pieces) == 1 and pieces[0].call is None and not pieces[0].reasoning and bool(pieces[0].content)
+    )
 
 
 def _delta(

@@ -15,9 +15,10 @@ from stoker.server import messages as m
 from stoker.server.answers import Answer, Answers, Delta
 from stoker.server.body import read
 from stoker.server.conversation import truncated
-from stoker.server.errors import ApiError, bad_request
+from stoker.server.direct import DirectResponse
+from stoker.server.errors import bad_request
 from stoker.server.protocol import CompletionRequest, sampling_params
-from stoker.server.sse import DONE, frame, stream_response
+from stoker.server.sse import DONE, TextFrames, frame, stream_response
 from stoker.server.state import ServerState
 from stoker.text import Tokenizer
 
@@ -70,6 +71,8 @@ async def create_completion(request: Request, state: ServerState) -> Response:
             job.close()
         raise
     completion = _Completion(base, model, body, prompts, jobs, state.tokenizer, params.n, only_prompt)
+    if body.stream and len(jobs) == 1 and not body.echo:
+        return completion.direct()
     if body.stream:
         return await stream_response(completion.stream())
     return Response(msgspec.json.encode(await completion.whole()), media_type="application/json")
@@ -205,11 +208,30 @@ class _Completion:
             for job in self._jobs:
                 job.close()
 
+    def direct(self) -> Response:
+        """The same frames of one prompt, without a task in between."""
+        options = self._body.stream_options
+        with_usage = options is not None and options.include_usage
+        if options is not None and with_usage and options.continuous_usage_stats:
+            self._head["usage"] = None
+        body = self._body
+        plain = body.logprobs is None and not body.return_token_ids and not self._only_prompt
+        framed = TextFrames(self._head, self._shown(0, "")) if plain and "usage" not in self._head else None
+
+        def render(delta: Delta) -> bytes:
+            if framed is not None and delta.finish_reason is None and delta.index == 0:
+                return framed.frame(delta.text)
+            return self._frame(self._delta(0, delta))
+
+        def last() -> bytes:
+            usage = frame({**self._head, "choices": [], "usage": self._usage()}) if with_usage else b""
+            return usage + DONE
+
+        return DirectResponse(self._jobs[0], render, last=last)
+
     async def _frames(self, prompt: int, job: Answers) -> AsyncIterator[bytes]:
         echoed = not self._body.echo
         async for delta in job.deltas():
-            if delta.finish_reason == "error":
-                raise ApiError(500, delta.message or "the request failed in the engine")
             if not echoed:  # with the first news, because that brings the prompt's logprobs
                 echoed = True
                 for number in range(prompt * self._n, (prompt + 1) * self._n):

@@ -12,7 +12,7 @@ from fastapi import Request
 
 from stoker.sampling_params import SamplingParams
 from stoker.server.answers import Answer, Answers, Delta
-from stoker.server.errors import ApiError, bad_request
+from stoker.server.errors import bad_request
 from stoker.server.parsers import AnswerParser, Piece
 from stoker.server.protocol import Sampling
 from stoker.server.settings import Limits
@@ -68,16 +68,18 @@ class ChatRun:
     async def pieces(self) -> AsyncIterator[tuple[Delta, list[Piece]]]:
         """What comes, as it comes, with its pieces; `finish_reason` says tool_calls where an answer ended with one."""
         async for delta in self.answers.deltas():
-            if delta.finish_reason == "error":
-                raise ApiError(500, delta.message or "the request failed in the engine")
-            parser = self._parsers[delta.index]
-            pieces = parser.feed(delta.text)
-            if delta.finish_reason is not None:
-                pieces = [*pieces, *parser.finish()]
-            pieces = self._kept(delta.index, pieces)
-            if delta.finish_reason == "stop" and self._called[delta.index]:
-                delta.finish_reason = "tool_calls"
-            yield delta, pieces
+            yield delta, self.pieces_of(delta)
+
+    def pieces_of(self, delta: Delta) -> list[Piece]:
+        """The pieces that a delta makes certain; each delta once, in order."""
+        parser = self._parsers[delta.index]
+        pieces = parser.feed(delta.text)
+        if delta.finish_reason is not None:
+            pieces = [*pieces, *parser.finish()]
+        pieces = self._kept(delta.index, pieces)
+        if delta.finish_reason == "stop" and self._called[delta.index]:
+            delta.finish_reason = "tool_calls"
+        return pieces
 
     async def whole(self) -> list[tuple[Answer, list[Piece]]]:
         """All answers complete, each with its pieces."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import array
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,14 @@ class RefusedError(ValueError):
         self.status = status
 
 
+Sink = Callable[["m.News | None", "Exception | None"], None]
+"""Takes one piece of news, or why there will be none any more."""
+
+
 class Stream:
     """The news of one request as they come; ends by itself after the last answer ended."""
 
-    __slots__ = ("_accepted", "_client", "_event", "_failure", "_news", "answers_left", "rid")
+    __slots__ = ("_accepted", "_client", "_event", "_failure", "_news", "_sink", "answers_left", "rid")
 
     def __init__(self, client: EngineClient, rid: str, n: int) -> None:
         self._client = client
@@ -40,14 +44,33 @@ class Stream:
         self._event = asyncio.Event()
         self._accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._failure: Exception | None = None
+        self._sink: Sink | None = None
         self.rid = rid
         self.answers_left = n
 
     def put(self, news: m.News) -> None:
         """Called by the client's receiver."""
+        if self._sink is not None:
+            self._pass_on(self._sink, news)
+            return
         self._news.append(news)
         self._event.set()
         self.accept()
+
+    def listen(self, sink: Sink) -> None:
+        """From now on news go straight to `sink`, in the receiver's turn; those that are there already first."""
+        self._sink = sink
+        news, self._news = self._news, []
+        for one in news:
+            self._pass_on(sink, one)
+        if self._failure is not None:
+            self.answers_left = 0
+            sink(None, self._failure)
+
+    def _pass_on(self, sink: Sink, news: m.News) -> None:
+        if news.finish_reason is not None:
+            self.answers_left -= 1
+        sink(news, None)
 
     def accept(self) -> None:
         """The engine has taken the request."""
@@ -57,6 +80,9 @@ class Stream:
     def fail(self, error: Exception) -> None:
         """Ends the stream with an error."""
         self._failure = error
+        if self._sink is not None:
+            self.answers_left = 0
+            self._sink(None, error)
         self._event.set()
         self.accept()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from bisect import bisect_left
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, multiprocess
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -57,8 +58,11 @@ class Metrics:
             registry=registry,
         )
 
+        self.tally = Tally(self.itl, _ITL, self.output_tokens)
+
     def account(self, account: m.Account, reason: str) -> None:
         """A finished answer."""
+        self.tally.flush()
         self.finished.labels(reason).inc()
         arrival = account.arrival_time
         if account.first_token_time > 0:
@@ -69,6 +73,7 @@ class Metrics:
 
     def page(self, stats: m.Stats | None) -> bytes:
         """The text of /metrics."""
+        self.tally.flush()
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             registry = CollectorRegistry()
             multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
@@ -80,6 +85,33 @@ class Metrics:
             engine.register(_EngineLook(stats))
             text += generate_latest(engine)
         return text
+
+
+class Tally:
+    """A histogram and a counter as plain numbers: what a token may cost. `flush` adds them to the real ones."""
+
+    def __init__(self, histogram: Histogram, bounds: tuple[float, ...], counter: Counter) -> None:
+        self._histogram = histogram
+        self._bounds = bounds
+        self._counter = counter
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+        self.total = 0
+
+    def observe(self, value: float) -> None:
+        """As Histogram.observe."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def flush(self) -> None:
+        """Hands over what was counted since the last time."""
+        counts, self._counts = self._counts, [0] * len(self._counts)
+        for bucket, count in zip(self._histogram._buckets, counts, strict=True):
+            if count:
+                bucket.inc(count)
+        self._histogram._sum.inc(self._sum)
+        self._counter.inc(self.total)
+        self._sum, self.total = 0.0, 0
 
 
 class Pace:
@@ -94,10 +126,11 @@ class Pace:
     def delivered(self, tokens: int) -> None:
         """`tokens` new tokens came now."""
         now = time.monotonic()
+        tally = self._metrics.tally
         if self._last:
-            self._metrics.itl.observe(now - self._last)
+            tally.observe(now - self._last)
         self._last = now
-        self._metrics.output_tokens.inc(tokens)
+        tally.total += tokens
 
 
 _COUNTERS = frozenset({"num_steps", "num_preemptions", "prompt_tokens", "output_tokens"})

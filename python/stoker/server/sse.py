@@ -19,6 +19,29 @@ def frame(value: Any) -> bytes:
     return b"data: " + _encode(value) + b"\n\n"
 
 
+class TextFrames:
+    """`frame` for events that differ in one text only: the rest is encoded once.
+
+    `choice` is the only one of `choices` and holds the text, empty here, at `keys` (a path).
+    """
+
+    def __init__(
+        self, head: dict[str, Any], choice: dict[str, Any], keys: tuple[str, ...] = ("text",)
+    ) -> None:
+        mark = "\x00here\x00"
+        holder = choice = {**choice}
+        for key in keys[:-1]:
+            holder[key] = {**holder[key]}
+            holder = holder[key]
+        holder[keys[-1]] = mark
+        whole = frame({**head, "choices": [choice]})
+        self._before, self._after = whole.split(_encode(mark))
+
+    def frame(self, text: str) -> bytes:
+        """The event with this text."""
+        return self._before + _encode(text) + self._after
+
+
 def named_frame(event: str, value: Any) -> bytes:
     """One event with a name (Anthropic's and the Responses API's form)."""
     return b"event: " + event.encode() + b"\ndata: " + _encode(value) + b"\n\n"
