@@ -133,6 +133,29 @@ def test_rope_and_cache(benchmark: BenchmarkFixture, who: str, tokens: int) -> N
     )
 
 
+@pytest.mark.parametrize("who", ["stoker", "torch"])
+@pytest.mark.parametrize("rows", [1, 8, 32, 128, 512])
+@pytest.mark.parametrize(("features", "inner"), [(4096, 1024), (1024, 3072)])
+@pytest.mark.parametrize("dtype", list(TYPES))
+def test_linear(
+    benchmark: BenchmarkFixture, who: str, rows: int, features: int, inner: int, dtype: str
+) -> None:
+    """Eight matrices by turns, so that none is in the cache when its turn comes: q, k, v and down of Qwen3-0.6B."""
+    weights = [torch.randn(features, inner).to(TYPES[dtype]) for _ in range(8)]
+    x, out = torch.randn(rows, inner).to(TYPES[dtype]), torch.empty(rows, features).to(TYPES[dtype])
+
+    def run() -> None:
+        for weight in weights:
+            if who == "stoker":
+                ops.linear(out, x, weight)
+            else:
+                torch.mm(x, weight.t(), out=out)
+
+    size = weights[0].numel() * len(weights)
+    work = {"bytes": size * x.element_size(), "flops": 2.0 * rows * size}
+    measure(benchmark, f"linear {rows} x {inner} x {features} {dtype}", run, **work)
+
+
 SAMPLING: dict[str, dict[str, float]] = {
     "greedy": {},
     "temperature": {"temperature": 1.0},

@@ -296,6 +296,34 @@ void paged_attention(py::handle out_, py::handle q_, py::handle k_cache_, py::ha
   run_kernel(work_ns, [&] { cpu::paged_attention(p, list, work_ns); });
 }
 
+void linear(py::handle out_, py::handle x_, py::handle weight_, py::handle bias_) {
+  const TensorView out = view_of(out_, "out"), x = view_of(x_, "x"),
+                   weight = view_of(weight_, "weight"), bias = optional_view_of(bias_, "bias");
+  Dim rows{"T"}, inner{"K"}, features{"F"};
+  DTypeSlot type{"x"};
+  const TensorMatcher match("linear", kCpuDevice);
+  match(x, "x", {rows, inner}, free_strides(0)).dtype(type, kModelTypes);
+  match(weight, "weight", {features, inner}, free_strides(0)).dtype(type);
+  match(out, "out", {rows, features}, free_strides(0)).dtype(type);
+  cpu::LinearParams p{};
+  if (bias.defined()) {
+    match(bias, "bias", {features}).dtype(type);
+    p.bias = bias.data();
+  }
+  p.out = out.data();
+  p.x = x.data();
+  p.weight = weight.data();
+  p.rows = rows.value;
+  p.inner = inner.value;
+  p.features = features.value;
+  p.out_stride = out.stride(0);
+  p.x_stride = x.stride(0);
+  p.weight_stride = weight.stride(0);
+  p.type = type_of(type.value);
+  const double work_ns = cpu::linear_work_ns(p);
+  run_kernel(work_ns, [&] { cpu::linear(p, work_ns); });
+}
+
 void sample(py::handle out_, py::handle logits_, py::handle records_, py::handle bias_ids_,
             py::handle bias_values_, py::handle stop_ids_, py::handle counts_, py::handle row_seat_,
             py::handle row_position_, py::handle mask_, py::handle mask_row_, py::handle sampled_,
@@ -481,6 +509,7 @@ void register_cpu_ops(py::module_& m) {
   });
   ops.def("rope_and_cache", &rope_and_cache);
   ops.def("paged_attention", &paged_attention);
+  ops.def("linear", &linear);
   ops.def("sample", &sample);
   ops.def("copy_blocks", &copy_blocks);
   ops.def("swap_blocks", &swap_blocks);

@@ -103,12 +103,12 @@ template <int64_t kRows, typename Values>
   }
 }
 
-// Calls body(std::integral_constant-like tag) for `rows` in [1, kBlockRows].
+// Calls body(std::integral_constant-like tag) for `rows` in [1, kMost].
 template <int64_t kValue>
 struct Constant {
   static constexpr int64_t value = kValue;
 };
-template <typename Body>
+template <int64_t kMost = kBlockRows, typename Body>
 inline void with_rows(int64_t rows, const Body& body) {
   switch (rows) {
     case 1:
@@ -122,11 +122,11 @@ inline void with_rows(int64_t rows, const Body& body) {
     default:
       break;
   }
-  if constexpr (kBlockRows >= 6) {
+  if constexpr (kMost >= 6) {
     if (rows == 5) return body(Constant<5>{});
     if (rows == 6) return body(Constant<6>{});
   }
-  if constexpr (kBlockRows >= 8) {
+  if constexpr (kMost >= 8) {
     if (rows == 7) return body(Constant<7>{});
     return body(Constant<8>{});
   }

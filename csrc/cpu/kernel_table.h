@@ -19,6 +19,10 @@ struct KernelTable {
   // Merges the partials of `num_splits` splits, in order, and writes `out`.
   void (*attention_merge)(const AttentionParams&, const AttentionItem&, int64_t num_splits,
                           float* scratch);
+  // Fills `laid_out` for rows [begin, end) of x.
+  void (*linear_lay_out)(const LinearParams&, int64_t begin, int64_t end);
+  // Features [begin, end), at most kLinearBlock, of all rows.
+  void (*linear)(const LinearParams&, int64_t begin, int64_t end);
   void (*sample)(const SampleParams&, int64_t row, void* scratch);
 };
 

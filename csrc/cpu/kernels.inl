@@ -10,10 +10,19 @@
 #include "cpu/rope.inl"
 #include "cpu/attention_blocks.inl"
 #include "cpu/attention.inl"
+#include "cpu/linear.inl"
 #include "cpu/sample.inl"
 // clang-format on
 
 constexpr KernelTable make_table(const char* isa) {
-  return {isa,       rms_norm,        add_rms_norm, activation_and_mul, rope_and_cache,
-          attention, attention_merge, sample};
+  return {isa,
+          rms_norm,
+          add_rms_norm,
+          activation_and_mul,
+          rope_and_cache,
+          attention,
+          attention_merge,
+          linear_lay_out,
+          linear,
+          sample};
 }

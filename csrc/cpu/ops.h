@@ -22,6 +22,10 @@ double attention_work_ns(const AttentionParams& params, const AttentionRows& row
 
 void paged_attention(const AttentionParams& params, const AttentionRows& rows, double work_ns);
 
+// What it costs on one thread, in ns; then the op. `laid_out` is set inside.
+double linear_work_ns(const LinearParams& params);
+void linear(const LinearParams& params, double work_ns);
+
 // Copies of whole blocks: pairs [count][2] of source and destination, strides and sizes in bytes.
 struct BlockCopy {
   const char* source;

@@ -93,6 +93,22 @@ struct AttentionItem {
 // Bytes of scratch that one attention walk needs.
 int64_t attention_scratch_bytes(int64_t head_dim);
 
+// Features that are written at once.
+inline constexpr int64_t kLinearBlock = 64;
+
+struct LinearParams {
+  void* out;           // [rows, features]
+  const void* x;       // [rows, inner]
+  const void* weight;  // [features, inner]
+  const void* bias;    // [features] or null
+  int64_t rows, inner, features;
+  int64_t out_stride, x_stride, weight_stride;
+  Type type;  // of all four
+  // [rows, laid_out_stride]: x as the kernel wants it, 64-byte aligned; filled by linear_lay_out.
+  float* laid_out;
+  int64_t laid_out_stride;
+};
+
 // The parameters of one seat: the fields of sched's SeatChange, which travel here unchanged.
 struct SeatRecord {
   int32_t seat, flags;

@@ -155,8 +155,21 @@ struct Scratch {
   std::byte* data = nullptr;
   size_t bytes = 0;
   ~Scratch() { std::free(data); }
+
+  std::byte* at_least(size_t wanted) {
+    if (bytes < wanted) {
+      std::free(data);
+      bytes = (wanted + 4095) / 4096 * 4096;
+      data = static_cast<std::byte*>(std::aligned_alloc(64, bytes));
+      if (!data) {
+        bytes = 0;
+        throw std::bad_alloc();
+      }
+    }
+    return data;
+  }
 };
-thread_local Scratch t_scratch;
+thread_local Scratch t_scratch, t_caller_scratch;
 
 }  // namespace
 
@@ -193,19 +206,9 @@ void set_thread_pool(const char* name) {
   }
 }
 
-std::byte* thread_scratch(size_t bytes) {
-  Scratch& scratch = t_scratch;
-  if (scratch.bytes < bytes) {
-    std::free(scratch.data);
-    scratch.bytes = (bytes + 4095) / 4096 * 4096;
-    scratch.data = static_cast<std::byte*>(std::aligned_alloc(64, scratch.bytes));
-    if (!scratch.data) {
-      scratch.bytes = 0;
-      throw std::bad_alloc();
-    }
-  }
-  return scratch.data;
-}
+std::byte* thread_scratch(size_t bytes) { return t_scratch.at_least(bytes); }
+
+std::byte* caller_scratch(size_t bytes) { return t_caller_scratch.at_least(bytes); }
 
 void detail::run_on_threads(int threads, void (*body)(void*), void* context) {
   State& s = state();

@@ -26,6 +26,8 @@ void set_thread_pool(const char* name);
 // 64-byte aligned memory of the calling thread, at least `bytes`; the next call on the same thread
 // may hand it out again.
 std::byte* thread_scratch(size_t bytes);
+// The same for what a caller shares with the threads of its loop, which may be its own.
+std::byte* caller_scratch(size_t bytes);
 
 namespace detail {
 void run_on_threads(int threads, void (*body)(void*), void* context);

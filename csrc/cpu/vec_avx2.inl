@@ -5,6 +5,8 @@ using Vec = __m256;
 constexpr int64_t kLanes = 8;
 // Rows of a register block; two vectors wide it takes 12 of the 16 registers for sums.
 constexpr int64_t kBlockRows = 6;
+// Rows of x and of weights in a register block of `linear`: 12 sums, 2 weights, one of x.
+constexpr int64_t kLinearRows = 6, kLinearCols = 2;
 
 inline Vec zero() { return _mm256_setzero_ps(); }
 inline Vec set1(float x) { return _mm256_set1_ps(x); }
@@ -45,6 +47,11 @@ inline float sum(Vec x) {
   b = _mm_add_ps(b, _mm_movehl_ps(b, b));
   return _mm_cvtss_f32(_mm_add_ss(b, _mm_shuffle_ps(b, b, 1)));
 }
+// out[c] = sum(x[c])
+template <int64_t kCols>
+inline void store_sums(float* out, const Vec (&x)[kCols]) {
+  for (int64_t c = 0; c < kCols; ++c) out[c] = sum(x[c]);
+}
 inline float maximum(Vec x) {
   __m128 b = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
   b = _mm_max_ps(b, _mm_movehl_ps(b, b));
@@ -75,6 +82,16 @@ inline Vec load(const F8* p) {
   bits = _mm256_blendv_epi8(bits, _mm256_set1_epi32(0x7fc00000),
                             _mm256_cmpeq_epi32(rest, _mm256_set1_epi32(0x7f)));
   return _mm256_castsi256_ps(_mm256_or_si256(bits, sign));
+}
+// Of 16 bfloat16 the even ones, then the odd ones: an instruction each.
+inline Vec load_first(const Bf16* p) {
+  return _mm256_castsi256_ps(
+      _mm256_slli_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), 16));
+}
+inline Vec load_second(const Bf16* p) {
+  return _mm256_castsi256_ps(
+      _mm256_and_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
+                       _mm256_set1_epi32(int32_t(0xffff0000))));
 }
 inline void store(Bf16* p, Vec x) {
   const __m256i bits = _mm256_castps_si256(x);

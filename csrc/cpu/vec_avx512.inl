@@ -5,6 +5,8 @@ using Vec = __m512;
 constexpr int64_t kLanes = 16;
 // Rows of a register block; two vectors wide it takes 16 of the 32 registers for sums.
 constexpr int64_t kBlockRows = 8;
+// Rows of x and of weights in a register block of `linear`: 24 sums, 4 weights, one of x.
+constexpr int64_t kLinearRows = 6, kLinearCols = 4;
 
 inline Vec zero() { return _mm512_setzero_ps(); }
 inline Vec set1(float x) { return _mm512_set1_ps(x); }
@@ -39,6 +41,20 @@ inline float sum(Vec x) {
   b = _mm_add_ps(b, _mm_movehl_ps(b, b));
   return _mm_cvtss_f32(_mm_add_ss(b, _mm_shuffle_ps(b, b, 1)));
 }
+// out[c] = sum(x[c])
+inline void store_sums(float* out, const Vec (&x)[1]) { *out = sum(x[0]); }
+inline void store_sums(float* out, const Vec (&x)[4]) {
+  // Quarters of two vectors side by side, then of four; the additions are those of sum().
+  const auto halve = [](Vec a, Vec b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+  };
+  const Vec a = halve(x[0], x[1]), b = halve(x[2], x[3]);
+  Vec s = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  s = _mm512_add_ps(s, _mm512_permute_ps(s, 0x4e));
+  s = _mm512_add_ps(s, _mm512_permute_ps(s, 0xb1));
+  const __m512i firsts = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+  _mm_storeu_ps(out, _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, s)));
+}
 inline float maximum(Vec x) { return _mm512_reduce_max_ps(x); }
 inline bool any_nan(Vec x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q) != 0; }
 // Bit i: a[i] >= b[i]
@@ -66,6 +82,14 @@ inline Vec widen_f8(__m128i raw) {
 }
 inline Vec load(const F8* p) {
   return widen_f8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+// Of 32 bfloat16 the even ones, then the odd ones: an instruction each.
+inline Vec load_first(const Bf16* p) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16));
+}
+inline Vec load_second(const Bf16* p) {
+  return _mm512_castsi512_ps(
+      _mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi32(int32_t(0xffff0000))));
 }
 inline void store(Bf16* p, Vec x) {
   const __m512i bits = _mm512_castps_si512(x);

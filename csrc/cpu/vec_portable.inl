@@ -5,6 +5,7 @@ typedef float Vec __attribute__((vector_size(16)));
 typedef int32_t IntVec __attribute__((vector_size(16)));
 constexpr int64_t kLanes = 4;
 constexpr int64_t kBlockRows = 4;
+constexpr int64_t kLinearRows = 4, kLinearCols = 2;
 
 inline Vec zero() { return Vec{}; }
 inline Vec set1(float x) { return Vec{x, x, x, x}; }
@@ -45,6 +46,11 @@ inline Vec keep_lanes(Vec x, int64_t begin, int64_t end, Vec other) {
   return x;
 }
 inline float sum(Vec x) { return (x[0] + x[2]) + (x[1] + x[3]); }
+// out[c] = sum(x[c])
+template <int64_t kCols>
+inline void store_sums(float* out, const Vec (&x)[kCols]) {
+  for (int64_t c = 0; c < kCols; ++c) out[c] = sum(x[c]);
+}
 inline float maximum(Vec x) {
   const float a = x[0] > x[1] ? x[0] : x[1], b = x[2] > x[3] ? x[2] : x[3];
   return a > b ? a : b;

@@ -62,22 +62,6 @@ def test_caches_share_no_byte(folder: Path) -> None:
     assert values == [1.0, 2.0, 3.0, 4.0]
 
 
-def test_small_models_are_widened_where_that_is_quicker(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Only with dtype="auto", only where the processor has no such arithmetic, and only small ones."""
-    small = ModelConfig.from_dict(raw_config(folder) | {"torch_dtype": "bfloat16", "dtype": "bfloat16"})
-    large = ModelConfig.from_dict(
-        raw_config(folder) | {"dtype": "bfloat16", "vocab_size": 1 << 21, "hidden_size": 128}
-    )
-    monkeypatch.setattr(building, "computes_in", lambda dtype: dtype == torch.float32)
-    assert building.choose_dtype("auto", small, CPU) == torch.float32
-    assert building.choose_dtype("bfloat16", small, CPU) == torch.bfloat16
-    assert building.choose_dtype("auto", large, CPU) == torch.bfloat16
-    monkeypatch.setattr(building, "computes_in", lambda _: True)
-    assert building.choose_dtype("auto", small, CPU) == torch.bfloat16
-
-
 def raw_config(folder: Path) -> dict[str, Any]:
     from stoker.config import read_json
 

@@ -46,6 +46,9 @@ def paged_attention(
     plan: object | None,
     /,
 ) -> None: ...
+def linear(
+    out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, /
+) -> None: ...
 def sample(
     out_tokens: torch.Tensor,
     logits: torch.Tensor,

@@ -19,15 +19,12 @@ from stoker.engine.model_runner import ModelRunner
 from stoker.engine.seats import CpuSeats
 from stoker.engine.sizes import StepSizes, fit_model_len, model_len
 from stoker.engine.transfers import Transfers
-from stoker.layers.matmul import computes_in
 from stoker.layers.parameters import ParameterStore
 from stoker.models import registry
 from stoker.models.llama import Llama
 
 # Of a GPU's memory, beside weights, activations and KV: graphs, the libraries' workspaces, fragments.
 _GPU_SPARE_GIB = 1.0
-# Bytes of float32 weights up to which a half-precision model is widened on processors that compute in float32 only.
-_WIDEN_UP_TO = 512 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +53,7 @@ def build(config: EngineConfig) -> Parts:
     model_config = ModelConfig.from_folder(folder)
     device = choose_device(config.device)
     on_gpu = device.type == "cuda"
-    dtype = choose_dtype(config.dtype, model_config, device)
+    dtype: torch.dtype = getattr(torch, model_config.torch_dtype if config.dtype == "auto" else config.dtype)
     sizes = StepSizes.settle(config, on_gpu)
     longest = model_len(config, model_config)
     group = kv_groups(model_config, config.block_size, dtype)[0]
@@ -126,15 +123,6 @@ def choose_device(name: str) -> torch.device:
         if not have_ops:
             raise ValueError(f"device={name!r}: stoker was built without CUDA (STOKER_CUDA=ON builds it)")
     return torch.device(name)
-
-
-def choose_dtype(name: str, model: ModelConfig, device: torch.device) -> torch.dtype:
-    """The type that an option names; auto: the checkpoint's, or float32 where that is small and much quicker."""
-    dtype: torch.dtype = getattr(torch, model.torch_dtype if name == "auto" else name)
-    widened = 4 * model.num_parameters
-    if name == "auto" and device.type == "cpu" and widened <= _WIDEN_UP_TO and not computes_in(dtype):
-        return torch.float32
-    return dtype
 
 
 def _fill(store: ParameterStore, folder: Path, config: EngineConfig) -> None:

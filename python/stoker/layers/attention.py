@@ -37,13 +37,13 @@ class Attention:
         key = config.num_key_value_heads * config.head_dim
         self.layer = layer
         self.group = 0
-        self.qkv = Linear(
+        self.qkv = Linear.of(
             store,
             [(f"{prefix}.q_proj", query), (f"{prefix}.k_proj", key), (f"{prefix}.v_proj", key)],
             config.hidden_size,
             bias,
         )
-        self.output = Linear(store, [(f"{prefix}.o_proj", config.hidden_size)], query, output_bias)
+        self.output = Linear.of(store, [(f"{prefix}.o_proj", config.hidden_size)], query, output_bias)
         self.q_norm = store.norm(f"{prefix}.q_norm.weight", config.head_dim) if qk_norm else None
         self.k_norm = store.norm(f"{prefix}.k_norm.weight", config.head_dim) if qk_norm else None
         self.cos_sin = cos_sin

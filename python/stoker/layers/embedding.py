@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from stoker.layers.linear import Linear
 from stoker.layers.parameters import ParameterStore
 
 
@@ -20,18 +21,12 @@ class Embedding:
         torch.index_select(self.weight, 0, tokens, out=out)
 
 
-class Head:
+class Head(Linear):
     """logits = hidden @ weight.T, with the embedding's weight where they are tied."""
 
-    __slots__ = ("_matmul", "weight_t")
+    __slots__ = ()
 
     def __init__(
         self, store: ParameterStore, name: str, vocab_size: int, hidden_size: int, tied: Embedding | None
     ) -> None:
-        weight = tied.weight if tied else store.matrix([(f"{name}.weight", vocab_size)], hidden_size)
-        self.weight_t = weight.t()
-        self._matmul = store.matmul
-
-    def __call__(self, out: torch.Tensor, hidden: torch.Tensor) -> None:
-        """hidden [N, hidden] -> out [N, vocab]."""
-        self._matmul(out, hidden, self.weight_t, None)
+        super().__init__(tied.weight if tied else store.matrix([(f"{name}.weight", vocab_size)], hidden_size))

@@ -2,40 +2,74 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Sequence
 
 import torch
 
 from stoker.layers.parameters import ParameterStore
-from stoker.ops import silu_and_mul
+from stoker.ops import linear, silu_and_mul
 
 
 class Linear:
-    """out = x @ weight.T + bias, written into `out`.
+    """out = x @ weight.T + bias, written into `out`: by our own op where rows are few, else by torch's product."""
 
-    `parts` are (checkpoint prefix, output features); the weight is [sum of features, in_features] in the
-    store's type.
-    """
+    __slots__ = ("_few_rows", "_fused", "_weight_t", "bias", "weight")
 
-    __slots__ = ("_gated", "_matmul", "bias", "weight", "weight_t")
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        self.weight = weight
+        self.bias = bias
+        self._weight_t = weight.t()
+        self._few_rows = few_rows(weight.dtype, weight.device.type)
+        self._fused = bias is None and weight.is_cuda
 
-    def __init__(
-        self, store: ParameterStore, parts: Sequence[tuple[str, int]], in_features: int, bias: bool = False
-    ) -> None:
-        self.weight = store.matrix([(f"{name}.weight", n) for name, n in parts], in_features)
-        self.weight_t = self.weight.t()
-        self.bias = store.vector([(f"{name}.bias", n) for name, n in parts]) if bias else None
-        self._matmul = store.matmul
-        self._gated = getattr(store.matmul, "gated", None) if self.bias is None else None
+    @classmethod
+    def of(
+        cls, store: ParameterStore, parts: Sequence[tuple[str, int]], in_features: int, bias: bool = False
+    ) -> Linear:
+        """`parts` are (checkpoint prefix, output features); the weight is [sum of features, in_features]."""
+        weight = store.matrix([(f"{name}.weight", n) for name, n in parts], in_features)
+        return cls(weight, store.vector([(f"{name}.bias", n) for name, n in parts]) if bias else None)
 
     def __call__(self, out: torch.Tensor, x: torch.Tensor) -> None:
         """x [T, in] -> out [T, out features]."""
-        self._matmul(out, x, self.weight_t, self.bias)
+        if x.size(0) <= self._few_rows:
+            linear(out, x, self.weight, self.bias)
+        elif self.bias is None:
+            torch.mm(x, self._weight_t, out=out)
+        else:
+            torch.addmm(self.bias, x, self._weight_t, out=out)
 
     def silu_and_mul(self, out: torch.Tensor, x: torch.Tensor, room: torch.Tensor) -> None:
         """out [T, features / 2] = silu_and_mul of x's product, by way of `room` [T, features] or in one kernel."""
-        if self._gated is None:
-            self._matmul(room, x, self.weight_t, self.bias)
-            silu_and_mul(out, room)
+        if self._fused and x.size(0) <= self._few_rows:
+            linear(out, x, self.weight, silu_and_mul=True)
         else:
-            self._gated(out, room, x, self.weight_t)
+            self(room, x)
+            silu_and_mul(out, room)
+
+
+@functools.cache
+def few_rows(dtype: torch.dtype, device_type: str) -> int:
+    """Up to how many rows our own op is at least as quick as torch's product here (docs/kernels.md for GPUs,
+    benchmarks/results/cpu_ops.md for CPUs).
+
+    On processors that compute in float32 only, torch's half-precision product never catches up.
+    """
+    if device_type == "cuda":
+        return 0 if dtype == torch.float32 else 16
+    if device_type != "cpu" or not _torch_says("_is_avx2_supported"):
+        return 0
+    if dtype == torch.float32:
+        return 64
+    by_processor = {
+        torch.bfloat16: ("_is_avx512_bf16_supported", "_is_amx_tile_supported"),
+        torch.float16: ("_is_amx_fp16_supported",),
+    }
+    return 24 if any(map(_torch_says, by_processor[dtype])) else sys.maxsize
+
+
+def _torch_says(name: str) -> bool:
+    """What torch knows of the processor, under names that changed between its versions."""
+    return bool(getattr(torch.cpu, name, bool)())

@@ -13,10 +13,10 @@ class GatedMLP:
 
     def __init__(self, store: ParameterStore, prefix: str, config: ModelConfig, bias: bool = False) -> None:
         width = config.intermediate_size
-        self.gate_up = Linear(
+        self.gate_up = Linear.of(
             store, [(f"{prefix}.gate_proj", width), (f"{prefix}.up_proj", width)], config.hidden_size, bias
         )
-        self.down = Linear(store, [(f"{prefix}.down_proj", config.hidden_size)], width, bias)
+        self.down = Linear.of(store, [(f"{prefix}.down_proj", config.hidden_size)], width, bias)
 
     def __call__(self, ctx: StepContext) -> None:
         """activations.hidden [T, hidden] -> activations.hidden."""

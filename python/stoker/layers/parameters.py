@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import torch
 
 from stoker.layers import host_memory
-from stoker.layers.matmul import Matmul, choose_matmul
 
 
 @dataclass(slots=True)
@@ -26,11 +25,6 @@ class ParameterStore:
     """Name in the checkpoint -> the tensor (or the rows of one) that it fills."""
     weights: list[torch.Tensor] = field(default_factory=list)
     ones: list[torch.Tensor] = field(default_factory=list)
-    matmul: Matmul = field(init=False)
-    """What the linear layers compute with."""
-
-    def __post_init__(self) -> None:
-        self.matmul = choose_matmul(self.dtype, self.device)
 
     def matrix(self, parts: Sequence[tuple[str, int]], columns: int) -> torch.Tensor:
         """[sum of rows, columns]; `parts` are (checkpoint name, rows), one after another."""

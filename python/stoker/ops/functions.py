@@ -185,13 +185,21 @@ def linear(
     silu_and_mul: bool = False,
 ) -> None:
     """out° [T, features] = x° [T, in] @ weight°.T [in, features] + bias, accumulated in float32. Made for few
-    rows: on a GPU the weights are read once for each 64 rows, and a row's bits do not depend on the others.
+    rows: on a GPU the weights are read once for each 64 rows, on a CPU for each 240, and a row's bits do not depend on
+    the others.
 
     With x_scale [T] and weight_scale [features] (float32) x and weight are float8_e4m3fn, each row times its
     scale. silu_and_mul: weight has 2 * features rows, and out = silu(x @ gate.T) * (x @ up.T), both products
     rounded to out's dtype first; no bias then.
     """
-    (CPU if x.is_cpu else backend_of(x)).linear(out, x, weight, bias, x_scale, weight_scale, silu_and_mul)
+    if not x.is_cpu:
+        backend_of(x).linear(out, x, weight, bias, x_scale, weight_scale, silu_and_mul)
+    elif x_scale is None and weight_scale is None and not silu_and_mul:
+        CPU.linear(out, x, weight, bias)
+    else:
+        reference.linear(
+            out, x, weight, bias, x_scale=x_scale, weight_scale=weight_scale, silu_and_mul=silu_and_mul
+        )
 
 
 def quantize_rows(out: torch.Tensor, scale: torch.Tensor, x: torch.Tensor) -> None:
