@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("fastapi")
+from stoker import LLM
 from support.server_process import RunningServer, start_server, stop_server
 
 
@@ -26,3 +26,32 @@ def own_server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Runni
     running = start_server(tmp_path, **getattr(request, "param", {}))
     yield running
     stop_server(running)
+
+
+DEMO = {
+    "max_num_seqs": 8,
+    "num_kv_blocks": 300,
+    "max_model_len": 512,
+    "max_num_batched_tokens": 64,
+    "progress": False,
+}
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """The embedded model behind the whole server, with two front-end workers."""
+    options = {"model": "stoker-demo", **DEMO}
+    running = start_server(
+        tmp_path_factory.mktemp("demo"), engine=options, embeddings="last", api_workers=2, api_keys=["secret"]
+    )
+    yield running
+    stop_server(running)
+    assert running.process.returncode == 0, running.log.read_text()
+
+
+@pytest.fixture(scope="session")
+def offline() -> Iterator[LLM]:
+    """The same model in this process: what the server's answers are compared with."""
+    llm = LLM("stoker-demo", **DEMO)
+    yield llm
+    llm.close()

@@ -36,10 +36,12 @@ class _Running:
 class FakeEngine:
     """`stoker.engine.Engine`'s driven side. A prompt that begins with token 7 fails; one with token 8 makes the engine die."""
 
-    max_model_len = 2048
     eos_token_ids = (0,)
 
-    def __init__(self, model_path: str, tick: float, max_num_seqs: int = 256) -> None:
+    def __init__(
+        self, model_path: str, tick: float, max_num_seqs: int = 256, max_model_len: int = 2048
+    ) -> None:
+        self.max_model_len = max_model_len
         self.model_path = model_path
         self.max_num_seqs = max_num_seqs
         self._waiting: list[_Running] = []
@@ -64,9 +66,12 @@ class FakeEngine:
         pool: bool = False,
     ) -> None:
         prompt = list(prompt_token_ids)
+        wrong = [t for t in (*params.stop_token_ids, *(params.logit_bias or {})) if t >= VOCAB]
+        if wrong:
+            raise ValueError(f"token id {wrong[0]}: 0 to {VOCAB - 1} are allowed")
         if max(prompt) >= VOCAB:
             raise ValueError(f"token id {max(prompt)}: 0 to {VOCAB - 1} are allowed")
-        limit = params.max_tokens or self.max_model_len - len(prompt)
+        limit = min(params.max_tokens or self.max_model_len, self.max_model_len - len(prompt))
         with self._lock:
             new = [_Running(rid, i, prompt, params, limit, tenant or "", pool) for i in range(params.n)]
             self._waiting += new
@@ -79,6 +84,7 @@ class FakeEngine:
             for one in [r for r in both if r.rid == rid and index in (None, r.index)]:
                 (self._running if one in self._running else self._waiting).remove(one)
                 self._news.append(self._output(one, [], "abort"))
+            self._seat()
             self._lock.notify_all()
 
     def start(self) -> None:
@@ -198,5 +204,5 @@ class FakeEngine:
 
 def build(options: dict[str, Any]) -> tuple[FakeEngine, dict[str, Any]]:
     """For `stoker.cli.engine_main`: options are model_path, tick (seconds a step) and max_num_seqs."""
-    engine = FakeEngine(options["model_path"], options.get("tick", 0.01), options.get("max_num_seqs", 256))
-    return engine, {"vocab_size": VOCAB}
+    given = {name: options[name] for name in ("max_num_seqs", "max_model_len") if name in options}
+    return FakeEngine(options["model_path"], options.get("tick", 0.01), **given), {"vocab_size": VOCAB}

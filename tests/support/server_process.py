@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -36,6 +37,8 @@ class RunningServer:
     process: subprocess.Popen[bytes]
     url: str
     log: Path
+    verify: Path | None = None
+    """The certificate to trust, where the server speaks TLS."""
 
     def client(self, **kwargs: Any) -> httpx.Client:
         """A plain HTTP client."""
@@ -55,9 +58,10 @@ class RunningServer:
     def wait_ready(self, seconds: float = 60.0) -> None:
         """Until /ready says so."""
         end = time.monotonic() + seconds
+        trust = True if self.verify is None else ssl.create_default_context(cafile=str(self.verify))
         while time.monotonic() < end:
             try:
-                if httpx.get(self.url + "/ready", timeout=5).status_code == 200:
+                if httpx.get(self.url + "/ready", timeout=5, verify=trust).status_code == 200:
                     return
             except httpx.TransportError:
                 pass
@@ -66,7 +70,9 @@ class RunningServer:
         raise AssertionError(f"not ready: {self.log.read_text()}")
 
 
-def start_server(folder: Path, engine: dict[str, Any] | None = None, **settings: Any) -> RunningServer:
+def start_server(
+    folder: Path, engine: dict[str, Any] | None = None, verify: Path | None = None, **settings: Any
+) -> RunningServer:
     """Starts a server and waits until it is ready. Without `engine` options it runs the fake engine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -84,7 +90,8 @@ def start_server(folder: Path, engine: dict[str, Any] | None = None, **settings:
             stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONPATH": path},
         )
-    server = RunningServer(process, f"http://127.0.0.1:{port}", log)
+    scheme = "http" if verify is None else "https"
+    server = RunningServer(process, f"{scheme}://127.0.0.1:{port}", log, verify)
     try:
         server.wait_ready()
     except BaseException:

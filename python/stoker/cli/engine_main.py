@@ -24,7 +24,7 @@ def build_engine(options: dict[str, Any]) -> tuple[DrivenEngine, dict[str, Any]]
     from stoker.engine.engine import Engine
 
     built = Engine(EngineConfig.from_kwargs(**options))
-    info: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "vocab_size": built.model_config.vocab_size,
         "architecture": built.model_config.architecture,
         "generation_defaults": built.generation_config.defaults,
@@ -32,7 +32,7 @@ def build_engine(options: dict[str, Any]) -> tuple[DrivenEngine, dict[str, Any]]
         "ledger": built.ledger,
     }
     print(ledger(built), flush=True)
-    return built, info
+    return built, facts
 
 
 def ledger(engine: Any) -> str:

@@ -49,7 +49,9 @@ def nests_deeper(data: bytes, limit: int) -> bool:
         if len(left) == len(brackets):
             break
         brackets = left
-    # What is left nests deeper, or does not match: then it is no JSON and the decoder says so, unless it might recurse.
+    else:
+        return bool(brackets)
+    # What is left does not match, so it is no JSON; the decoder says so, unless that would take it too deep.
     return brackets.count(b"[") + brackets.count(b"{") > limit
 
 

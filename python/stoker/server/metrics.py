@@ -146,7 +146,20 @@ class _EngineLook(Collector):
                 "stoker_loop_age_seconds", "Since the engine's loop last moved", self._stats.loop_age
             )
         ]
-        for name, value in self._stats.values.items():
+        values = self._stats.values
+        blocks = GaugeMetricFamily("stoker_kv_blocks", "Blocks of the KV pool by state", labels=["state"])
+        for state in ("used", "cached", "draining", "free"):
+            blocks.add_metric([state], values.get(f"num_{state}_blocks", 0))
+        requests = GaugeMetricFamily("stoker_requests", "Answers in the engine by state", labels=["state"])
+        for state in ("waiting", "running", "swapped"):
+            requests.add_metric([state], values.get(f"num_{state}", 0))
+        preemptions = CounterMetricFamily(
+            "stoker_preemptions", "Requests that had to step aside", labels=["kind"]
+        )
+        # The scheduler takes KV away to be recomputed; it moves none to the host yet.
+        preemptions.add_metric(["retract"], values.get("num_preemptions", 0))
+        families += [blocks, requests, preemptions]
+        for name, value in values.items():
             kind = CounterMetricFamily if name in _COUNTERS else GaugeMetricFamily
             families.append(kind(f"stoker_engine_{name}", f"The engine's {name.replace('_', ' ')}", value))
         return families

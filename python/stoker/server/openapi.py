@@ -277,7 +277,7 @@ def document() -> Schema:
 def _operation(path: str, text: str, answer: Schema, codes: tuple[str, ...]) -> Schema:
     content: Schema = {"application/json": {"schema": answer}}
     if path in _STREAMS:
-        content["text/event-stream"] = {"schema": _TEXT}
+        content["text/event-stream"] = {"schema": _object({"data": _TEXT}, {"event": _TEXT})}
     responses = {"200": {"description": "OK", "content": content}, **_errors(path, codes)}
     operation: Schema = {"summary": text.strip().rstrip("."), "responses": responses}
     if path in _OPEN:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -12,6 +12,9 @@ from stoker.server.settings import Limits
 from stoker.server.structured import structured_outputs
 
 MAX_TOKEN_ID = 2**31 - 1
+
+Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
 
 
 class StreamOptions(msgspec.Struct):
@@ -30,7 +33,7 @@ class Sampling(msgspec.Struct, kw_only=True):
     top_k: int | None = None
     min_p: float | None = None
     n: int | None = None
-    seed: int | None = None
+    seed: Int64 | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
     include_stop_str_in_output: bool = False
@@ -43,7 +46,7 @@ class Sampling(msgspec.Struct, kw_only=True):
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     user: str | None = None
-    priority: int = 0
+    priority: Int32 = 0
     cache_salt: str | None = None
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
@@ -113,7 +116,7 @@ class EmbeddingsRequest(msgspec.Struct, kw_only=True):
     encoding_format: str = "float"
     dimensions: int | None = None
     user: str | None = None
-    priority: int = 0
+    priority: Int32 = 0
     cache_salt: str | None = None
     truncate_prompt_tokens: int | None = None
     add_special_tokens: bool = True

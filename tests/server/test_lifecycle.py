@@ -1,0 +1,372 @@
+"""Limits, keys, browsers, TLS, timeouts, the queue's limit, what is logged, several front ends: how a server is run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import ssl
+import subprocess
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from stoker.cli import main
+from support.server_process import CHECKPOINT, ROOT, RunningServer, start_server, stop_server
+
+LONG_ASK = {"prompt": [60, 61], "max_tokens": 2000}
+
+
+def small_engine(**changes: Any) -> dict[str, Any]:
+    options = {"factory": "served_engine:build", "model_path": str(CHECKPOINT), "tick": 0.005}
+    return {"engine": {**options, **changes}}
+
+
+@pytest.mark.parametrize(
+    "own_server", [{**small_engine(max_num_seqs=1), "max_queue": 1, "api_keys": ["k"]}], indirect=True
+)
+def test_why_a_request_waits_and_when_the_queue_is_full(own_server: RunningServer) -> None:
+    """The first runs, the second waits and says for what, the third is a 503 with Retry-After before anything is sent,
+    also where it asked for a stream."""
+    with own_server.client(headers={"Authorization": "Bearer k"}) as http:
+
+        def ask(name: str) -> None:
+            with http.stream(
+                "POST",
+                "/v1/completions",
+                json={**LONG_ASK, "stream": True, "request_id": name, "user": "u-" + name},
+            ) as response:
+                assert response.status_code == 200
+                for _ in response.iter_lines():
+                    if stop.is_set():
+                        break
+
+        stop = threading.Event()
+        threads = [threading.Thread(target=ask, args=(name,)) for name in ("first", "second")]
+        for thread in threads:
+            thread.start()
+            time.sleep(0.2)
+        try:
+            found = http.get("/v1/requests").json()
+            assert [(one["id"], one["state"], one["user"]) for one in found["data"]] == [
+                ("first", "decoding", "u-first"),
+                ("second", "waiting", "u-second"),
+            ]
+            assert found["data"][1]["waits_for"]["code"] == "seats"
+            assert found["data"][1]["waits_for"]["needed"] == 1
+            assert found["data"][1]["place"] == 0
+            assert found["engine"]["num_waiting"] == 1
+            one = http.get("/v1/requests/second").json()
+            assert one["answers"][0]["waits_for"]["message"]
+            assert http.get("/v1/requests?limit=0").json()["data"][0]["id"] == "first"
+            assert http.get("/v1/requests/nobody").status_code == 404
+            assert http.get("/v1/requests?limit=x").status_code == 400
+            for stream in (False, True):
+                for path, body in (
+                    ("/v1/completions", LONG_ASK),
+                    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
+                ):
+                    full = http.post(path, json={**body, "stream": stream})
+                    assert full.status_code == 503
+                    assert int(full.headers["retry-after"]) >= 1
+                    assert "queue is full" in full.json()["error"]["message"]
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+
+
+@pytest.mark.parametrize("own_server", [{"request_timeout": 0.5}], indirect=True)
+def test_a_request_that_takes_too_long(own_server: RunningServer) -> None:
+    """504 where nothing was sent; a stream ends with what there is. Nothing runs on."""
+    with own_server.client() as http:
+        late = http.post("/v1/completions", json=LONG_ASK)
+        assert late.status_code == 504
+        assert "0.5 s" in late.json()["error"]["message"]
+        with http.stream("POST", "/v1/completions", json={**LONG_ASK, "stream": True}) as response:
+            frames = [line[6:] for line in response.iter_lines() if line.startswith("data: {")]
+        ends = [choice["finish_reason"] for frame in frames for choice in json.loads(frame)["choices"]]
+        assert ends[-1] == "abort"
+        assert http.get("/ready").json()["engine"]["num_running"] == 0
+
+
+LIMITS = {"max_body_bytes": 4000, "max_n": 2, "max_stop_strings": 2, "max_logit_bias": 3, "max_prompts": 2}
+
+
+@pytest.mark.parametrize("own_server", [{"limits": {**LIMITS, "body_timeout": 0.7}}], indirect=True)
+def test_limits_are_told(own_server: RunningServer) -> None:
+    """Each names what was given and what is allowed."""
+    with own_server.client() as http:
+        for body, status, says in (
+            ({"prompt": "x" * 5000}, 413, "4000"),
+            ({"prompt": "x", "n": 3}, 400, "1 to 2"),
+            ({"prompt": "x", "stop": ["a", "b", "c"]}, 400, "at most 2"),
+            ({"prompt": "x", "logit_bias": {str(i): 1 for i in range(4)}}, 400, "at most 3"),
+            ({"prompt": ["a", "b", "c"]}, 400, "at most 2"),
+        ):
+            answer = http.post("/v1/completions", json=body)
+            assert answer.status_code == status, answer.text
+            assert says in answer.json()["error"]["message"]
+
+        def endless() -> Any:
+            for _ in range(100):
+                yield b" " * 100
+
+        assert http.post("/v1/completions", content=endless()).status_code == 413
+
+        def slow() -> Any:
+            yield b'{"prompt": '
+            time.sleep(1.2)
+            yield b'"x"}'
+
+        assert http.post("/v1/completions", content=slow()).status_code == 408
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(server: RunningServer) -> None:
+    """Characters are counted first: a huge body costs no tokenizer's time."""
+    with server.client() as http:
+        answer = http.post("/v1/completions", json={"prompt": "a b " * 500_000})
+        assert answer.status_code == 400
+        assert "2000000 characters" in answer.json()["error"]["message"]
+
+
+def test_browsers_elsewhere_may_not_ask(server: RunningServer) -> None:
+    """CORS is off: no answer allows another origin."""
+    with server.client() as http:
+        origin = {"Origin": "http://evil.example"}
+        asked = http.options("/v1/completions", headers={**origin, "Access-Control-Request-Method": "POST"})
+        assert asked.status_code == 405
+        assert not [
+            name for name in http.get("/health", headers=origin).headers if name.startswith("access-control")
+        ]
+
+
+@pytest.mark.parametrize(
+    "own_server",
+    [{"cors_origins": ["http://good.example"], "api_keys": ["k1", "k2"], "api_workers": 2}],
+    indirect=True,
+)
+def test_keys_origins_and_workers(own_server: RunningServer) -> None:
+    """A browser's first question needs no key; the others do, in either header; no key is seen in the process list; and the
+    metrics of both workers are one page."""
+    with own_server.client() as http:
+        for origin, allowed in (
+            ("http://good.example", "http://good.example"),
+            ("http://evil.example", None),
+        ):
+            asked = http.options(
+                "/v1/completions",
+                headers={
+                    "Origin": origin,
+                    "Access-Control-Request-Method": "POST",
+                    "Access-Control-Request-Headers": "authorization",
+                },
+            )
+            assert asked.headers.get("access-control-allow-origin") == allowed
+        for path in ("/v1/models", "/v1/requests", "/metrics", "/tokenize", "/openapi.json"):
+            assert http.get(path).status_code == 401
+        for headers in ({"Authorization": "Bearer k2"}, {"x-api-key": "k1"}):
+            assert http.get("/v1/models", headers=headers).status_code == 200
+        for wrong in ("k", "k1k2", "Bearer", "\xff"):
+            headers = [(b"authorization", b"Bearer " + wrong.encode("latin-1"))]
+            assert http.get("/v1/models", headers=headers).status_code == 401
+    pids = [own_server.process.pid, *own_server.children().values()]
+    for pid in pids[1:]:
+        assert b"k1" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+    for i in range(24):  # each on a connection of its own, so that both workers get some
+        key = {"Authorization": "Bearer k1"}
+        body = {"prompt": [50 + i], "max_tokens": 3}
+        assert httpx.post(own_server.url + "/v1/completions", json=body, headers=key).status_code == 200
+    page = httpx.get(own_server.url + "/metrics", headers=key).text
+    counted = re.search(
+        r'^stoker_http_requests_total\{code="200",path="/v1/completions"\} (\S+)', page, re.MULTILINE
+    )
+    assert counted is not None
+    assert float(counted[1]) == 24
+
+
+def test_tls(tmp_path: Path) -> None:
+    """With a certificate the server speaks HTTPS and nothing else."""
+    openssl = shutil.which("openssl")
+    assert openssl is not None, "this test makes a certificate with the openssl command"
+    command = [
+        openssl,
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "1",
+    ]
+    subj = [
+        "-subj",
+        "/CN=localhost",
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+        "-keyout",
+        "key.pem",
+        "-out",
+        "cert.pem",
+    ]
+    subprocess.run([*command, *subj], cwd=tmp_path, check=True, capture_output=True)
+    certificate = tmp_path / "cert.pem"
+    running = start_server(
+        tmp_path, verify=certificate, ssl_certfile=str(certificate), ssl_keyfile=str(tmp_path / "key.pem")
+    )
+    try:
+        context = ssl.create_default_context(cafile=str(certificate))
+        assert httpx.get(running.url + "/health", verify=context).json() == {"status": "ok"}
+        with pytest.raises(httpx.TransportError):
+            httpx.get(running.url.replace("https", "http") + "/health")
+    finally:
+        stop_server(running)
+    assert running.process.returncode == 0
+
+
+@pytest.mark.parametrize("own_server", [{"log_prompts": True}], indirect=True)
+def test_prompts_are_logged_only_when_asked(own_server: RunningServer, server: RunningServer) -> None:
+    """And the access log tells each request's account."""
+    for running, logged in ((own_server, True), (server, False)):
+        with running.client() as http:
+            body = {"prompt": "Once upon a time", "max_tokens": 4}
+            name = http.post("/v1/completions", json=body).json()["id"]
+        assert ("Once upon a time" in running.log.read_text()) is logged
+        line = next(
+            one
+            for one in running.log.read_text().splitlines()
+            if "POST /v1/completions 200" in one and name in one
+        )
+        assert re.search(r"prompt=\d+ cached=0 output=4 end=length queue=\S+ms ttft=\S+ms total=\S+ms$", line)
+
+
+def test_every_request_has_a_name_that_comes_back(server: RunningServer) -> None:
+    """The client's own, or the engine's; what is no name is not repeated."""
+    with server.client() as http:
+        ask = {"prompt": [70], "max_tokens": 1}
+        assert (
+            http.post("/v1/completions", json=ask, headers={"X-Request-Id": "a.b-1"}).headers["x-request-id"]
+            == "a.b-1"
+        )
+        plain = http.post("/v1/completions", json=ask)
+        assert plain.headers["x-request-id"] == plain.json()["id"]
+        odd = http.post("/v1/completions", json=ask, headers={"X-Request-Id": "a b\tc"})
+        assert odd.headers["x-request-id"] == odd.json()["id"]
+
+
+def test_traces_are_sent(tmp_path: Path) -> None:
+    """A span a request with its stages, as a child of the caller's, to the endpoint that was named."""
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+    bodies: list[bytes] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            import gzip
+
+            data = self.rfile.read(int(self.headers["content-length"]))
+            bodies.append(gzip.decompress(data) if self.headers.get("content-encoding") == "gzip" else data)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Collector) as collector:
+        thread = threading.Thread(target=collector.serve_forever)
+        thread.start()
+        running = start_server(tmp_path, otlp_endpoint=f"http://127.0.0.1:{collector.server_port}/v1/traces")
+        try:
+            parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+            with running.client() as http:
+                http.post(
+                    "/v1/completions", json={"prompt": [80], "max_tokens": 3}, headers={"traceparent": parent}
+                )
+        finally:
+            stop_server(running)
+            collector.shutdown()
+            thread.join()
+    spans: dict[str, Any] = {}
+    for body in bodies:
+        request = ExportTraceServiceRequest()
+        request.ParseFromString(body)
+        for resource in request.resource_spans:
+            for scope in resource.scope_spans:
+                spans |= {span.name: span for span in scope.spans}
+    assert {"POST /v1/completions", "queue", "prefill", "decode"} <= set(spans)
+    span = spans["POST /v1/completions"]
+    assert span.trace_id.hex() == "0af7651916cd43dd8448eb211c80319c"
+    assert span.parent_span_id.hex() == "b7ad6b7169203331"
+    attributes = {one.key: one.value for one in span.attributes}
+    assert attributes["gen_ai.usage.output_tokens"].int_value == 3
+    assert spans["decode"].parent_span_id == span.span_id
+
+
+def test_the_dashboard_asks_for_metrics_that_exist(server: RunningServer) -> None:
+    """Every metric that a panel names is on /metrics."""
+    with server.client() as http:
+        http.post("/v1/completions", json={"prompt": [81], "max_tokens": 3})
+        page = http.get("/metrics").text
+    board = json.loads((ROOT / "deploy" / "grafana.json").read_text())
+    for panel in board["panels"]:
+        for target in panel["targets"]:
+            for name in re.findall(r"stoker_\w+", target["expr"]):
+                assert re.search(rf"^{name}[{{ ]", page, re.MULTILINE), name
+
+
+def test_keys_from_a_file_and_options_that_are_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command refuses what cannot work before anything starts, and says why."""
+    from stoker.cli import serve
+
+    monkeypatch.setenv("STOKER_API_KEY", "from-env")
+    file = tmp_path / "keys"
+    file.write_text("# comment\none\n\ntwo\n")
+    parser = __import__("argparse").ArgumentParser()
+    serve.add_arguments(parser)
+    args = parser.parse_args(["m", "--api-key", "zero", "--api-key-file", str(file)])
+    assert serve._all_keys(args) == ("zero", "one", "two", "from-env")
+    monkeypatch.delenv("STOKER_API_KEY")
+    for wrong, says in (
+        (["--api-key-file", str(tmp_path / "none")], "No such file"),
+        (["--port", "70000"], "65535"),
+        (["--api-workers", "0"], "1 to 64"),
+        (["--ssl-keyfile", str(file)], "belong together"),
+        (["--limit", "max_n=0"], "at least 1"),
+        (["--limit", "colour=3"], "max_n"),
+        (["--answer-parser", "gpt9"], "qwen3"),
+    ):
+        assert main(["serve", "stoker-demo", *wrong]) != 0
+        assert says in capsys.readouterr().err
+
+
+def test_ready_tells_a_stalled_loop(tmp_path: Path) -> None:
+    """With requests to run and no step for longer than --stall-timeout, /ready is a 503 while /health stays well."""
+    running = start_server(tmp_path, **small_engine(tick=30.0), stall_timeout=1.0)
+    try:
+
+        async def hang() -> tuple[int, int]:
+            async with httpx.AsyncClient(base_url=running.url, timeout=60) as http:
+                asking = [asyncio.create_task(http.post("/v1/completions", json=LONG_ASK)) for _ in range(2)]
+                await asyncio.sleep(3.5)
+                codes = (await http.get("/ready")).status_code, (await http.get("/health")).status_code
+                for task in asking:
+                    task.cancel()
+                return codes
+
+        assert asyncio.run(hang()) == (503, 200)
+    finally:
+        running.process.kill()
+        running.process.wait()
+        for pid in running.children().values() if running.process.poll() is None else ():
+            os.kill(pid, 9)
