@@ -4,6 +4,7 @@ offline API gives for the same prompts and seeds, streaming and not."""
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from typing import Any
 
@@ -263,3 +264,69 @@ def test_langchain(demo: RunningServer, offline: LLM) -> None:
         model=MODEL, base_url=url, api_key="secret", check_embedding_ctx_length=False, max_retries=0
     )
     assert embeddings.embed_query(PROMPTS[0]) == embeddings.embed_documents([PROMPTS[0]])[0]
+
+
+TOOLS: Any = [
+    {
+        "type": "function",
+        "function": {
+            "name": name,
+            "parameters": {
+                "type": "object",
+                "properties": {"town": {"enum": ["Brookbank", "Aldend"]}},
+                "required": ["town"],
+                "additionalProperties": False,
+            },
+        },
+    }
+    for name in ("weather", "bells")
+]
+
+
+def test_a_call_can_be_forced(client: openai.OpenAI, claude: anthropic.Anthropic) -> None:
+    """In all three dialects, streaming and not: the answer is a call of that function with arguments of its schema."""
+    named = {"type": "function", "function": {"name": "bells"}}
+    ask: dict[str, Any] = {
+        "model": MODEL,
+        "messages": MESSAGES,
+        "tools": TOOLS,
+        "temperature": 0,
+        "max_tokens": 80,
+    }
+    choice = client.chat.completions.create(**ask, tool_choice=named).choices[0]
+    assert choice.finish_reason == "tool_calls"
+    (call,) = choice.message.tool_calls or ()
+    assert call.function.name == "bells"
+    assert json.loads(call.function.arguments)["town"] in ("Brookbank", "Aldend")
+    streamed = [
+        part
+        for chunk in client.chat.completions.create(**ask, tool_choice=named, stream=True)
+        for part in chunk.choices[0].delta.tool_calls or ()
+    ]
+    assert [part.function.arguments for part in streamed] == [call.function.arguments]
+    required = client.chat.completions.create(
+        **ask, tool_choice="required", parallel_tool_calls=False
+    ).choices[0]
+    assert [one.function.name in ("weather", "bells") for one in required.message.tool_calls or ()] == [True]
+    flat: Any = [{"type": "function", **tool["function"]} for tool in TOOLS]
+    response = client.responses.create(
+        model=MODEL,
+        input="hello",
+        tools=flat,
+        tool_choice={"type": "function", "name": "bells"},
+        temperature=0,
+    )
+    assert [item.type for item in response.output] == ["function_call"]
+    own: Any = [{"name": t["function"]["name"], "input_schema": t["function"]["parameters"]} for t in TOOLS]
+    message = claude.messages.create(
+        model=MODEL,
+        messages=MESSAGES,
+        max_tokens=80,
+        tools=own,
+        tool_choice={"type": "tool", "name": "bells"},
+    )
+    assert message.stop_reason == "tool_use"
+    assert message.content[0].name == "bells"
+    assert message.content[0].input["town"] in ("Brookbank", "Aldend")
+    with pytest.raises(openai.BadRequestError, match="weather, bells"):
+        client.chat.completions.create(**ask, tool_choice={"type": "function", "function": {"name": "no"}})

@@ -16,7 +16,7 @@ _CHOICES = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "load_format": ("auto", "safetensors", "dummy"),
     "batching": ("continuous", "prefill_first", "static"),
-    "admission": ("learning", "guaranteed", "greedy"),
+    "admission": ("learned", "guaranteed", "greedy"),
 }
 _SAMPLING = {
     "n": "answers to each prompt",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import Request
@@ -13,10 +13,11 @@ from fastapi import Request
 from stoker.sampling_params import SamplingParams
 from stoker.server.answers import Answer, Answers, Delta
 from stoker.server.errors import bad_request
-from stoker.server.parsers import AnswerParser, Piece
+from stoker.server.parsers import AnswerParser, ForcedCalls, Piece
 from stoker.server.protocol import Sampling
 from stoker.server.settings import Limits
 from stoker.server.state import ServerState
+from stoker.structured_outputs import StructuredOutputsParams
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
@@ -109,6 +110,13 @@ async def start(
 ) -> ChatRun:
     """Renders, encodes and submits; returns once the engine has taken the request."""
     prompt = await render(state, conversation, truncate=body.truncate_prompt_tokens)
+    forced = _forced_calls(conversation)
+    if forced is not None:
+        if params.structured_outputs is not None:
+            raise bad_request(
+                "a forced tool_choice and a response format both say what the answer must look like; give one"
+            )
+        params = replace(params, structured_outputs=_constraint(forced))
     answers = state.submit(
         request,
         rid,
@@ -118,7 +126,10 @@ async def start(
         cache_salt=body.cache_salt,
         tenant=body.user,
     )
-    parsers = [state.answer_format.parser(prompt.text, prompt.tool_names) for _ in range(params.n)]
+    parsers: list[AnswerParser] = [
+        ForcedCalls() if forced else state.answer_format.parser(prompt.text, prompt.tool_names)
+        for _ in range(params.n)
+    ]
     await answers.accepted()
     return ChatRun(answers, parsers, prompt, conversation.parallel_tool_calls)
 
@@ -135,7 +146,7 @@ async def render(state: ServerState, conversation: Conversation, *, truncate: in
     tools = checked_tools(conversation.tools, limits)
     choice = conversation.tool_choice
     if choice is not None and choice not in ("none", "auto"):
-        _refuse_choice(choice, tools)
+        _check_choice(choice, tools)
     if choice == "none":
         tools = []
     messages = checked_messages(conversation.messages, limits)
@@ -181,13 +192,55 @@ def _template_kwargs(given: dict[str, Any] | None) -> dict[str, Any]:
     return given or {}
 
 
-def _refuse_choice(choice: str | dict[str, Any], tools: Sequence[dict[str, Any]]) -> None:
-    if not isinstance(choice, dict) and choice != "required":
+def _check_choice(choice: str | dict[str, Any], tools: Sequence[dict[str, Any]]) -> None:
+    name = _named(choice) if isinstance(choice, dict) else None
+    if choice != "required" and name is None:
         raise bad_request(
             f"tool_choice={choice!r}: allowed are none, auto, required, or an object that names a function",
             "tool_choice",
         )
-    raise bad_request("tool_choice: a call cannot be forced here; use auto or none", "tool_choice")
+    names = [tool["function"]["name"] for tool in tools]
+    if not names or (name is not None and name not in names):
+        what = "some tool" if name is None else repr(name)
+        raise bad_request(
+            f"tool_choice asks for {what}; given are {', '.join(names) or 'none'}", "tool_choice"
+        )
+
+
+def _named(choice: dict[str, Any]) -> str | None:
+    """The function that {"type": "function", "function": {"name": ...}} names; the responses API writes it flat."""
+    function = choice.get("function", choice)
+    name = function.get("name") if isinstance(function, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _forced_calls(conversation: Conversation) -> dict[str, Any] | None:
+    """The schema of an answer that must be calls: a list of {"name", "arguments"}; None where no call is forced."""
+    choice = conversation.tool_choice
+    if choice is None or choice in ("none", "auto"):
+        return None
+    name = _named(choice) if isinstance(choice, dict) else None
+    calls = []
+    for tool in conversation.tools or ():
+        function = tool["function"]
+        if name not in (None, function["name"]):
+            continue
+        fields = {
+            "name": {"const": function["name"]},
+            "arguments": function.get("parameters") or {"type": "object"},
+        }
+        calls.append(
+            {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
+        )
+    one_only = name is not None or not conversation.parallel_tool_calls
+    return {"type": "array", "minItems": 1, "maxItems": 1 if one_only else 8, "items": {"anyOf": calls}}
+
+
+def _constraint(schema: dict[str, Any]) -> StructuredOutputsParams:
+    try:
+        return StructuredOutputsParams(json=schema)
+    except (ValueError, TypeError) as error:
+        raise bad_request(f"the tools' parameters: {error}", "tools") from None
 
 
 def checked_tools(tools: Sequence[dict[str, Any]] | None, limits: Limits) -> list[dict[str, Any]]:

@@ -225,6 +225,26 @@ class MarkedText:
         return pieces
 
 
+class ForcedCalls:
+    """An answer that was made under the schema of a forced tool_choice: nothing but a JSON list of calls."""
+
+    def __init__(self) -> None:
+        self._text = ""
+
+    def feed(self, text: str) -> list[Piece]:
+        self._text += text
+        return []
+
+    def finish(self) -> list[Piece]:
+        calls = _json_calls(self._text)
+        if not calls:  # cut off by the length
+            return [Piece(content=self._text)] if self._text else []
+        return [
+            Piece(call=CallPart(index, f"call_{secrets.token_hex(12)}", name, arguments))
+            for index, (name, arguments) in enumerate(calls)
+        ]
+
+
 def _json_calls(text: str) -> list[tuple[str, str]]:
     """One call or a list of them; Llama 3 puts ";" between several. Empty for anything else."""
     decoder, calls, at = json.JSONDecoder(), [], 0
