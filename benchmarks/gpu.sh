@@ -1,15 +1,79 @@
 #!/bin/bash
-# Builds stoker with its CUDA module for this machine, runs tests/gpu, and times every kernel beside its floor and the best
-# peer. Usage: benchmarks/gpu.sh [OUT folder]; about three minutes on 16 cores and one H200.
-set -eo pipefail
-cd "$(dirname "$0")/.."
-out=${1:-build/gpu-results}
+# Builds, tests and measures the GPU path, section by section, each with a time limit.
+#   benchmarks/gpu.sh [-o OUT] [SECTION ...]        without sections: build test ops linear decode prefill
+#   build      stoker with its CUDA module for this machine's GPU (ARCHITECTURES), into python/stoker
+#   test       tests/gpu
+#   ptx        the sm_80 path on a newer GPU: a build that has PTX for sm_80 only, under the kernels' tests
+#   sanitize   compute-sanitizer: memcheck over every kernel, racecheck where shared memory is shared
+#   ops linear decode prefill    kernels beside their floors and peers (python/stoker must hold a build)
+# Results go to OUT (build/gpu-results). One H100 or H200 and 16 cores: build a minute, the others half a minute to three each.
+set -o pipefail
+cd "$(dirname "$0")/.." || exit 1
+out=$PWD/build/gpu-results
+if [ "$1" = -o ]; then out=$2; shift 2; fi
 mkdir -p "$out"
-cmake -S . -B build/gpu -G Ninja -DCMAKE_BUILD_TYPE=Release -DSTOKER_CUDA=ON \
-  -DSTOKER_CUDA_ARCHITECTURES="${ARCHITECTURES:-90a-real}" -DPython_EXECUTABLE="$(command -v python3)" >"$out/build.log"
-cmake --build build/gpu -j"$(nproc)" >>"$out/build.log"
-cmake --install build/gpu --prefix python --component python >>"$out/build.log"
-export PYTHONPATH=$PWD/python
-timeout 120 python3 -m pytest -q tests/gpu -o addopts="" -p no:cacheprovider
-timeout 120 python3 benchmarks/gpu/ops.py "$out/gpu_ops.json"
-timeout 200 python3 benchmarks/gpu/decode.py "$out/gpu_decode_full.json" --cells full --pool-gb 36 --seconds 180
+python=$(command -v python3)
+export PYTHONPATH=${PYTHONPATH:-$PWD/python} PYTHONUNBUFFERED=1
+
+compile() { # compile FOLDER ARCHITECTURES PREFIX
+  cmake -S . -B "$1" -G Ninja -DCMAKE_BUILD_TYPE=Release -DSTOKER_CUDA=ON -DSTOKER_CUDA_ARCHITECTURES="$2" \
+    -DPython_EXECUTABLE="$python" > "$1.log" 2>&1 &&
+    cmake --build "$1" -j"$(nproc)" >> "$1.log" 2>&1 &&
+    cmake --install "$1" --prefix "$3" --component python >> "$1.log" 2>&1 || { tail -n 40 "$1.log"; return 1; }
+}
+
+section_build() { mkdir -p build && compile build/gpu "${ARCHITECTURES:-90a-real}" python; }
+
+section_test() { timeout 170 "$python" -m pytest -q -o addopts="" -p no:cacheprovider --tb=short tests/gpu; }
+
+# The driver compiles a module's PTX when it is first needed: the files run side by side.
+section_ptx() {
+  local tree=build/ptx pids=() failed=0
+  mkdir -p $tree && cp -r python $tree/ && { [ -n "$PTX_BUILT" ] || compile build/gpu-ptx 80-virtual $tree/python; } || return 1
+  [ -z "$PTX_BUILT" ] || cp "$PTX_BUILT" $tree/python/stoker/
+  for name in linear decode_attention prefill_attention elementwise sample; do
+    PYTHONPATH=$PWD/$tree/python CUDA_CACHE_DISABLE=1 timeout 240 "$python" -m pytest -q -o addopts="" -p no:cacheprovider \
+      --tb=line -k "not float32_tokens" tests/gpu/test_$name.py > "$out/ptx_$name.log" 2>&1 &
+    pids+=($!)
+  done
+  for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
+  tail -n 1 "$out"/ptx_*.log
+  return $failed
+}
+
+section_sanitize() {
+  local tool=(compute-sanitizer --error-exitcode 9 --target-processes all --print-limit 5)
+  check() { # check NAME TOOL SECONDS ARGUMENTS...
+    timeout "$3" "${tool[@]}" --tool "$2" "$python" -m pytest -q -o addopts="" -p no:cacheprovider "${@:4}" \
+      > "$out/$2_$1.log" 2>&1 || { echo "$2 $1: FAILED or out of time"; }
+    grep -h -E "ERROR SUMMARY|RACECHECK SUMMARY|passed|failed" "$out/$2_$1.log" | sed "s/^/$2 $1: /"
+  }
+  local jobs=()
+  check linear memcheck 150 tests/gpu/test_linear.py -k "(dtype2 and (shape0 or shape3 or shape6)) or fp8" & jobs+=($!)
+  check decode memcheck 150 tests/gpu/test_decode_attention.py -k "reference and 128 or fp8 or window or plain or 20000" & jobs+=($!)
+  check prefill memcheck 150 tests/gpu/test_prefill_attention.py -k "reference and 128 or fp8 or mixed" & jobs+=($!)
+  check small memcheck 150 tests/gpu/test_elementwise.py tests/gpu/test_sample.py -k "not 151936" & jobs+=($!)
+  check linear racecheck 150 tests/gpu/test_linear.py -k "dtype2 and shape3 or 13-shape7-dtype2" & jobs+=($!)
+  check decode racecheck 150 tests/gpu/test_decode_attention.py -k "reference and 128 and 4" & jobs+=($!)
+  check prefill racecheck 150 tests/gpu/test_prefill_attention.py -k race & jobs+=($!)
+  check sample racecheck 200 tests/gpu/test_sample.py -k "bad_rows or (masks and 0) or (same_tokens and 0-7)" & jobs+=($!)
+  check small racecheck 150 tests/gpu/test_elementwise.py -k "(rope and 128) or (norms and 1024)" & jobs+=($!)
+  for job in "${jobs[@]}"; do wait "$job"; done
+  ! grep -L -E "ERROR SUMMARY: 0|RACECHECK SUMMARY: 0" "$out"/memcheck_*.log "$out"/racecheck_*.log | grep .
+}
+
+section_ops() { timeout 60 "$python" benchmarks/gpu/ops.py "$out/gpu_ops.json"; }
+section_linear() { timeout 90 "$python" benchmarks/gpu/linear.py "$out/gpu_linear.json"; }
+section_decode() {
+  timeout 220 "$python" benchmarks/gpu/decode.py "$out/gpu_decode_full.json" --cells "${CELLS:-full}" --pool-gb 36 --seconds 180
+}
+section_prefill() { timeout 120 "$python" benchmarks/gpu/prefill.py "$out/gpu_prefill.json" --pool-gb 8; }
+
+status=0
+for section in ${*:-build test ops linear decode prefill}; do
+  echo "--- $section"
+  began=$SECONDS
+  "section_$section" || { status=1; echo "$section: FAILED"; }
+  echo "$section took $((SECONDS - began)) s"
+done
+exit $status

@@ -61,6 +61,13 @@ __device__ __forceinline__ uint32_t pack2<__half>(float low, float high) {
   return *reinterpret_cast<const uint32_t*>(&both);
 }
 
+// Two e4m3 values as two fp16, in which each is exact.
+__device__ __forceinline__ uint32_t half2_of_e4m3(uint32_t pair) {
+  const __half2_raw raw =
+      __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(pair), __NV_E4M3);
+  return uint32_t(raw.x) | uint32_t(raw.y) << 16;
+}
+
 // Butterfly reductions: every lane ends with the same bits.
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll

@@ -35,15 +35,19 @@ Cut best_cut(int rows, const Weights& w, const Device& device) {
   const int units = (w.features + kUnitRows - 1) / kUnitRows * (w.gated ? 2 : 1);
   const int rounds = (units + device.multiprocessors - 1) / device.multiprocessors;
   const bool few = rounds * w.chunks <= 8 * kRanges;  // a warp's chunks: the deep ring does not pay
-  for (int slices = 1; slices <= most_slices; slices *= 2) {
-    for (int stages : {few ? kShallow : kDeep, kShallow}) {
-      const int pitch = (w.chunks + slices - 1) / slices * kChunkBytes + 16;
-      const int bytes = ring_bytes(stages) + sum_bytes(rows) + rows * pitch;
-      if (bytes <= device.shared_bytes)
-        return {slices, stages, bytes > device.alone_bytes ? bytes : device.alone_bytes, pitch};
-    }
-  }
-  return {};
+  Cut cut;
+  auto fits = [&](int slices, int stages) {
+    const int pitch = (w.chunks + slices - 1) / slices * kChunkBytes + 16;
+    const int bytes = ring_bytes(stages) + sum_bytes(rows) + rows * pitch;
+    if (bytes > device.shared_bytes) return false;
+    cut = {slices, stages, bytes > device.alone_bytes ? bytes : device.alone_bytes, pitch};
+    return true;
+  };
+  if (fits(1, few ? kShallow : kDeep) || fits(1, kShallow)) return cut;
+  for (int stages : {kDeep, kShallow})
+    for (int slices = 2; slices <= most_slices; slices *= 2)
+      if (fits(slices, stages)) return cut;
+  return cut;
 }
 
 cudaError_t this_device(Device& device);

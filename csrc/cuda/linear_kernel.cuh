@@ -42,12 +42,6 @@ struct KernelParams {
 constexpr int ring_bytes(int stages) { return kWarps * stages * kStageBytes; }
 constexpr int sum_bytes(int rows) { return 2 * kWarps * rows * kSumPitch * 4; }
 
-__device__ __forceinline__ uint32_t half2_of_e4m3(uint32_t pair) {
-  const __half2_raw raw =
-      __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(pair), __NV_E4M3);
-  return uint32_t(raw.x) | uint32_t(raw.y) << 16;
-}
-
 // A warp's way through its part of the weights: unit after unit, chunk after chunk of its range.
 struct Cursor {
   int unit, chunk;
@@ -156,7 +150,7 @@ struct Sums {
   }
 };
 
-// x [rows, this slice] to shared memory, zeros past the end.
+// x [rows, this slice] to shared memory by the whole block, zeros past the end.
 __device__ __forceinline__ void load_x(char* to, int pitch, const char* from, int64_t stride,
                                        int rows, int begin, int end, int row_bytes) {
   const int share = rows == 1 ? kThreads : rows == 2 ? kThreads / 2 : rows <= 4 ? 64 : kWarp;
@@ -208,6 +202,19 @@ __global__ void __launch_bounds__(kThreads, kTiles <= 4 ? 2 : 1)
     const int row = (lane >> 3) + 4 * i;
     to[i] = ring + row * kChunkBytes + (((lane & 7) ^ (row & 7)) << 4);
   }
+  // x without slices: each warp brings its own range, chunk by chunk beside its weights.
+  const char* x_from = static_cast<const char*>(op.x);
+  const int64_t x_stride = op.x_stride * (kFp8 ? 1 : 2);
+  int x_chunk = end;  // none is due yet
+  auto issue_x = [&] {
+    if (x_chunk >= end) return;
+    for (int i = lane; i < rows * 8; i += kWarp) {
+      const int row = i >> 3, byte = x_chunk * kChunkBytes + (i & 7) * 16;
+      ptx::cp_async16(ptx::shared_address(x_shared) + row * p.x_pitch + byte,
+                      x_from + row * x_stride + byte, byte < w.row_bytes);
+    }
+    ++x_chunk;
+  };
   auto issue = [&](int stage) {
     if (!copied.done(w)) {
       const int at = copied.chunk * kChunkBytes;
@@ -217,6 +224,7 @@ __global__ void __launch_bounds__(kThreads, kTiles <= 4 ? 2 : 1)
         ptx::cp_async16(to[i] + stage * kStageBytes, copied.from[i] + at, valid);
       copied.advance(w, clusters, lane);
     }
+    issue_x();
     ptx::cp_async_commit();
   };
 
@@ -225,14 +233,24 @@ __global__ void __launch_bounds__(kThreads, kTiles <= 4 ? 2 : 1)
 #pragma unroll 1
   for (int stage = 0; stage < kStages; ++stage) issue(stage);
   ptx::grid_dependency_wait();
-  load_x(x_shared, p.x_pitch, static_cast<const char*>(op.x), op.x_stride * (kFp8 ? 1 : 2), rows,
-         slice_begin * kChunkBytes, slice_end * kChunkBytes, w.row_bytes);
+  if (slices == 1) {
+    // A group of copies each, as the ring's: the loop's wait for a chunk of weights is one for x
+    // too.
+    x_chunk = begin;
+    for (int stage = 0; stage < kStages; ++stage) {
+      issue_x();
+      ptx::cp_async_commit();
+    }
+  } else {
+    load_x(x_shared, p.x_pitch, x_from, x_stride, rows, slice_begin * kChunkBytes,
+           slice_end * kChunkBytes, w.row_bytes);
+    __syncthreads();
+  }
   uint32_t x_rows[kTiles];  // rows past the last are copies of it; nobody looks at their sums
 #pragma unroll
   for (int i = 0; i < kTiles; ++i)
     x_rows[i] = ptx::shared_address(x_shared) + min(i * 8 + (lane & 7), rows - 1) * p.x_pitch +
                 (lane >> 3) * 16 - slice_begin * kChunkBytes;
-  __syncthreads();
 
   // Block `slice` of the cluster adds up the unit's tile of that number.
   auto finish = [&](int unit, const float* parts) {

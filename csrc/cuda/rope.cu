@@ -164,11 +164,14 @@ __global__ void __launch_bounds__(kWarps* kWarp)
     const float* table =
         p.cos_sin + int64_t(position) * p.rotary_dim + (lane < half ? element : element - half * 8);
 #pragma unroll
-    for (int i = 0; i < 8; i += 2) {
-      const float2 c = *reinterpret_cast<const float2*>(table + i);
-      const float2 s = *reinterpret_cast<const float2*>(table + half * 8 + i);
-      cos[i] = c.x, cos[i + 1] = c.y;
-      sin[i] = lane < half ? -s.x : s.x, sin[i + 1] = lane < half ? -s.y : s.y;
+    for (int i = 0; i < 8; i += 4) {
+      const auto c = *reinterpret_cast<const Vec<float, 4>*>(table + i);
+      const auto s = *reinterpret_cast<const Vec<float, 4>*>(table + half * 8 + i);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        cos[i + j] = c.at[j];
+        sin[i + j] = lane < half ? -s.at[j] : s.at[j];
+      }
     }
   }
   const int block = slot / p.block_size, offset = slot % p.block_size;
@@ -229,7 +232,7 @@ bool takes_vectors(const RopeAndCacheParams& p) {
                           p.v_head_stride | p.k_block_stride | p.v_block_stride;
   return p.type != Type::float32 && p.head_dim % 8 == 0 && p.rotary_dim % 16 == 0 &&
          strides % 8 == 0 && aligned(p.q, 16) && aligned(p.k, 16) && aligned(p.v, 16) &&
-         aligned(p.k_cache, 16) && aligned(p.v_cache, 16) && aligned(p.cos_sin, 8) &&
+         aligned(p.k_cache, 16) && aligned(p.v_cache, 16) && aligned(p.cos_sin, 16) &&
          aligned(p.q_norm, 16) && aligned(p.k_norm, 16);
 }
 

@@ -170,6 +170,16 @@ def test_long_rows(length: int) -> None:
     assert error(case.run(), case.expected()) < LIMIT[torch.bfloat16]
 
 
+@pytest.mark.parametrize("block", [8, 16, 32, 64])
+@pytest.mark.parametrize("dim", [64, 80, 96, 128, 256])
+def test_longest_row_at_every_head_and_block_size(dim: int, block: int) -> None:
+    """40,000 tokens, alone so that one worker merges all splits last; both types, the group sizes in turn."""
+    for i, dtype in enumerate((torch.bfloat16, torch.float16)):
+        group = [1, 2, 4, 5, 7, 8][(dim // 16 + block // 8 + 3 * i) % 6]
+        case = Case(dim + block, [40_000], group, 1, dim, block, dtype)
+        assert error(case.run(), case.expected()) < LIMIT[dtype]
+
+
 def test_large_scores_do_not_overflow() -> None:
     """The lazy rescaling must follow scores that climb along the row."""
     case = Case(7, [1500, 80], 8, 2, 128, 16)

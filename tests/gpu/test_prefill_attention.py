@@ -3,6 +3,7 @@ against itself: chunked, batched, shared out."""
 
 from __future__ import annotations
 
+import importlib
 import random
 from typing import Any
 
@@ -122,6 +123,24 @@ def test_against_reference(dim: int, group: int) -> None:
         assert error(case.run(), case.expected()) < LIMIT[dtype]
 
 
+@pytest.mark.parametrize("block", [8, 16, 32, 64])
+@pytest.mark.parametrize("dim", [64, 80, 96, 128, 256])
+def test_long_context_at_every_head_and_block_size(dim: int, block: int) -> None:
+    """A chunk behind 40,000 tokens; both types, the group sizes in turn."""
+    for i, dtype in enumerate((torch.bfloat16, torch.float16)):
+        group = [1, 2, 4, 5, 7, 8][(dim // 16 + block // 8 + 3 * i) % 6]
+        case = Case(dim + block, [(33, 40_000), (20, 20)], group, 1, dim, block, dtype)
+        assert error(case.run(), case.expected()) < LIMIT[dtype]
+
+
+@pytest.mark.parametrize("dim", [64, 256])
+def test_small_enough_for_a_race_checker(dim: int) -> None:
+    """Two units of several KV tiles, one with a merge at position 4096: what racecheck finishes in a minute."""
+    for chunk in ((40, 300), (5, 4200)):
+        case = Case(dim, [chunk], 2, 1, dim, 16)
+        assert error(case.run(), case.expected()) < LIMIT[torch.bfloat16]
+
+
 @pytest.mark.parametrize("dim", [64, 128, 256])
 @pytest.mark.parametrize("options", [{"window": 33}, {"window": 700}, {"soft_cap": 20.0}])
 def test_window_and_cap(dim: int, options: dict[str, Any]) -> None:
@@ -161,8 +180,8 @@ def test_sharing_changes_no_bit() -> None:
     """A short chunk over a long context is shared out by splits; alone with one worker it is not. Same bits."""
     case = Case(2, [(40, 20_000)], 32, 8, 128, 16)
     shared = case.run()
-    if torch.cuda.get_device_capability() == (9, 0):
-        assert case.slots == 10
+    if importlib.import_module("stoker._cuda").prefill_geometry(case.q, case.k)[1] > 0:
+        assert case.slots > 0, "a kernel that can merge is given splits to merge"
     alone = case.run(num_prefill_workers=1)
     assert case.slots == 0
     assert torch.equal(shared, alone)
