@@ -3,6 +3,7 @@ with another rate and other lengths, predicted before it is made.
 
     python benchmarks/sim_fidelity.py --pair 1 --out DIR      # for each of the pairs 1..5
     python benchmarks/sim_fidelity.py --report DIR            # benchmarks/results/sim_fidelity.{json,md}
+    python benchmarks/sim_fidelity.py --device cuda --pair 1 --num-reqs 3000     # a 0.6B model with random weights on a GPU
 
 A pair: probe, run A recorded, probe; a cost model is fitted to A; probe; the prediction for B is written to DIR; run B; probe. The
 probe is a fixed batch of decodes and one prefill; its time before B over that around A rescales the model's step times. Reqs come at
@@ -26,7 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from stoker.llm import LLM
+from stoker.config import EngineConfig
+from stoker.engine.engine import Engine as StokerEngine
 from stoker.scheduler import Req, SamplingParams
 from stoker.sim import Requests, Run, Setting, simulate, synthetic
 from stoker.sim.cost import cost_dict
@@ -37,37 +39,52 @@ from stoker.viz.recorder import recording
 from stoker.viz.trace import Trace
 
 RESULTS = Path(__file__).parent / "results"
-ENGINE: dict[str, Any] = {
-    "max_num_seqs": 32,
-    "max_num_batched_tokens": 256,
-    "num_kv_blocks": 2049,
-    "max_model_len": 1024,
-}
-VOCAB = 2816
-# (rate as a share of capacity, prompt lengths, answer lengths) of runs A and B of each pair.
-PAIRS = {
-    1: ((0.5, "loguniform:16:160", "uniform:2:24"), (0.7, "loguniform:8:64", "uniform:4:32")),
-    2: ((0.5, "loguniform:8:64", "uniform:4:32"), (0.6, "loguniform:32:256", "uniform:2:16")),
-    3: ((0.6, "uniform:16:128", "uniform:2:24"), (0.4, "loguniform:16:160", "uniform:8:24")),
-    4: ((0.6, "loguniform:32:256", "uniform:2:16"), (0.75, "loguniform:8:64", "exponential:14:60")),
-    5: ((0.5, "loguniform:16:160", "exponential:12:60"), (0.65, "uniform:16:128", "uniform:2:24")),
-}
+# What runs where, and (rate as a share of capacity, prompt lengths, answer lengths) of runs A and B of each pair.
+ON: dict[str, dict[str, Any]] = {
+    "cpu": {
+        "engine": {"model": "stoker-demo", "max_num_seqs": 32, "max_num_batched_tokens": 256, "num_kv_blocks": 2049, "max_model_len": 1024},
+        "probe": {"num_reqs": 8, "prompt_len": "64", "output_len": "24"},
+        "pairs": {
+            1: ((0.5, "loguniform:16:160", "uniform:2:24"), (0.7, "loguniform:8:64", "uniform:4:32")),
+            2: ((0.5, "loguniform:8:64", "uniform:4:32"), (0.6, "loguniform:32:256", "uniform:2:16")),
+            3: ((0.6, "uniform:16:128", "uniform:2:24"), (0.4, "loguniform:16:160", "uniform:8:24")),
+            4: ((0.6, "loguniform:32:256", "uniform:2:16"), (0.75, "loguniform:8:64", "exponential:14:60")),
+            5: ((0.5, "loguniform:16:160", "exponential:12:60"), (0.65, "uniform:16:128", "uniform:2:24")),
+        },
+    },
+    "cuda": {
+        "engine": {
+            "model": str(Path(__file__).parent / "gpu/models/qwen3-0.6b"), "load_format": "dummy", "dtype": "bfloat16",
+            "max_num_seqs": 256, "max_num_batched_tokens": 2048, "num_kv_blocks": 16385, "max_model_len": 4096,
+        },
+        "probe": {"num_reqs": 64, "prompt_len": "256", "output_len": "64"},
+        "pairs": {
+            1: ((0.5, "loguniform:32:2048", "loguniform:16:256"), (0.7, "loguniform:32:512", "uniform:16:256")),
+            2: ((0.5, "loguniform:32:512", "uniform:16:256"), (0.6, "loguniform:128:2048", "loguniform:16:128")),
+            3: ((0.6, "uniform:64:1024", "uniform:16:128"), (0.4, "loguniform:32:2048", "loguniform:16:256")),
+            4: ((0.6, "loguniform:128:2048", "loguniform:16:128"), (0.75, "loguniform:32:512", "exponential:100:400")),
+            5: ((0.5, "loguniform:32:2048", "exponential:100:400"), (0.65, "uniform:64:1024", "uniform:16:128")),
+        },
+    },
+}  # fmt: skip
 NS = 1_000_000_000
 FIGURES = ("ttft_mean", "itl_mean", "throughput", "ttft_p99", "itl_p99")
 LIMITS = {"ttft_mean": 0.05, "itl_mean": 0.05, "throughput": 0.05, "ttft_p99": 0.10, "itl_p99": 0.10}
 
 
 class Engine:
-    """The demo model, driven on this thread."""
+    """The model, driven on this thread."""
 
-    def __init__(self) -> None:
-        self.llm = LLM("stoker-demo", skip_tokenizer_init=True, device="cpu", progress=False, **ENGINE)
-        self.loop = self.llm.engine.loop
+    def __init__(self, device: str) -> None:
+        engine = StokerEngine(EngineConfig(device=device, progress=False, **ON[device]["engine"]))
+        self.engine, self.loop = engine, engine.loop
+        self.vocab = engine.model_config.vocab_size
+        self._probe = ON[device]["probe"]
         self._batches = 0
 
     def feed(self, requests: Requests) -> None:
         """Adds each when its time has come, until all are answered. The loop's clock is time.monotonic_ns()."""
-        workload = requests.native(VOCAB)
+        workload = requests.native(self.vocab)
         self._batches += 1
         reqs = [
             Req(
@@ -103,7 +120,7 @@ class Engine:
         """Seconds of the device for a fixed batch: the median of a few."""
         times = []
         for _ in range(7):
-            trace = self.record(fresh(num_reqs=8, prompt_len="64", output_len="24", seed=1234))
+            trace = self.record(fresh(seed=1234, **self._probe))
             times.append(sum(step.end - step.start for step in trace.steps) / 1e9)
         return statistics.median(times)
 
@@ -118,9 +135,7 @@ def fresh(**made: Any) -> Requests:
     count = len(requests)
     ids = _used + np.arange(count, dtype=np.int64)
     _used += count
-    return replace(
-        requests, hash_ids=ids, hash_indptr=np.arange(count + 1), hash_block=ENGINE["max_model_len"]
-    )
+    return replace(requests, hash_ids=ids, hash_indptr=np.arange(count + 1), hash_block=1 << 16)
 
 
 def figures_of_trace(trace: Trace, requests: Requests, start: int) -> dict[str, float]:
@@ -173,10 +188,10 @@ def capacity(engine: Engine, cost: Any, requests: Requests) -> float:
     )
 
 
-def run_pair(number: int, num_reqs: int, out: Path) -> None:
+def run_pair(device: str, number: int, num_reqs: int, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    engine = Engine()
-    (load_a, prompts_a, answers_a), (load_b, prompts_b, answers_b) = PAIRS[number]
+    engine = Engine(device)
+    (load_a, prompts_a, answers_a), (load_b, prompts_b, answers_b) = ON[device]["pairs"][number]
     made = {"prompt_len": prompts_a, "output_len": answers_a, "seed": 10 * number + 1}
     # How fast is it at all? A burst says; it also warms everything up.
     burst = fresh(num_reqs=300, **{**made, "seed": 999})
@@ -205,6 +220,8 @@ def run_pair(number: int, num_reqs: int, out: Path) -> None:
     record: dict[str, Any] = {
         "pair": number,
         "num_reqs": num_reqs,
+        "device": _device(device),
+        "model": Path(ON[device]["engine"]["model"]).name,
         "a": {"load": load_a, "prompt_len": prompts_a, "output_len": answers_a, "measured": figures_of_trace(trace_a, a, start_a)},
         "b": {"load": load_b, "prompt_len": prompts_b, "output_len": answers_b, "predicted": predicted},
         "probe": {"before_a": before_a, "after_a": after_a, "before_b": probe_b},
@@ -233,19 +250,38 @@ def run_pair(number: int, num_reqs: int, out: Path) -> None:
     )
 
 
-def report(folder: Path) -> None:
-    records = [json.loads(path.read_text()) for path in sorted(folder.glob("pair*.json"))]
-    for record in records:
-        del record["fit"]["cost_model"]["noise"]
-    errors = {
-        name: [r["b"]["predicted"][name] / r["b"]["measured"][name] - 1 for r in records] for name in FIGURES
-    }
+def report(folders: list[Path]) -> None:
+    """A table for each folder of pairs."""
     lines = [
         "# The simulator's predictions beside what was then measured",
         "",
-        "`python benchmarks/sim_fidelity.py` (its head says what a pair is); the embedded demo model, float32, on "
-        f"{_cpu()}, {os.cpu_count()} threads, alone on the machine, {records[0]['predicted_at'][:10]}. "
-        f"{records[0]['num_reqs']:,} reqs a run.",
+        "`python benchmarks/sim_fidelity.py`; its head says what a pair is. Each cell: predicted / measured (error). Times in ms, throughput in",
+        "output tokens a second. The last column: the recorded step times of runs A and B repeated in virtual time, batches compared row by row.",
+        "",
+    ]
+    found: dict[str, Any] = {}
+    for folder in folders:
+        records = [json.loads(path.read_text()) for path in sorted(folder.glob("pair*.json"))]
+        records = [r for r in records if "measured" in r["b"]]
+        for record in records:
+            record["fit"]["cost_model"].pop("noise", None)
+        errors = {n: [r["b"]["predicted"][n] / r["b"]["measured"][n] - 1 for r in records] for n in FIGURES}
+        medians = {name: statistics.median(abs(e) for e in values) for name, values in errors.items()}
+        found[folder.name] = {"pairs": records, "median_errors": medians}
+        lines += _table(records, errors, medians)
+    (RESULTS / "sim_fidelity.md").write_text("\n".join(lines))
+    (RESULTS / "sim_fidelity.json").write_text(json.dumps(found, indent=1) + "\n")
+    print("\n".join(lines))
+
+
+def _table(
+    records: list[dict[str, Any]], errors: dict[str, list[float]], medians: dict[str, float]
+) -> list[str]:
+    first = records[0]
+    lines = [
+        f"## {first['model']} on {first['device']}",
+        "",
+        f"{first['predicted_at'][:10]}, {first['num_reqs']:,} reqs a run{first.get('note', '')}.",
         "",
         "| pair | load A, B | "
         + " | ".join(FIGURES)
@@ -267,50 +303,42 @@ def report(folder: Path) -> None:
         lines.append(
             f"| {r['pair']} | {r['a']['load']}, {r['b']['load']} | {' | '.join(cells)} | {scale:.3f} | {same} |"
         )
-    medians = {name: statistics.median(abs(e) for e in values) for name, values in errors.items()}
-    lines.append(
-        "| median of \\|error\\| | | "
-        + " | ".join(f"**{100 * medians[name]:.1f}%** (limit {100 * LIMITS[name]:.0f}%)" for name in FIGURES)
-        + " | | |"
-    )
-    lines += [
-        "",
-        "Each cell: predicted / measured (error). Times in ms, throughput in output tokens a second.",
-        "",
-    ]
-    (RESULTS / "sim_fidelity.md").write_text("\n".join(lines))
-    (RESULTS / "sim_fidelity.json").write_text(
-        json.dumps({"pairs": records, "median_errors": medians}, indent=1) + "\n"
-    )
-    print("\n".join(lines))
+    cells = [f"**{100 * medians[name]:.1f}%** (limit {100 * LIMITS[name]:.0f}%)" for name in FIGURES]
+    return [*lines, f"| median of \\|error\\| | | {' | '.join(cells)} | | |", ""]
 
 
 def _shown(name: str, value: float) -> str:
     return f"{value:,.0f}" if name == "throughput" else f"{1e3 * value:.2f}"
 
 
-def _cpu() -> str:
+def _device(device: str) -> str:
+    if device == "cuda":
+        import torch
+
+        return f"one {torch.cuda.get_device_name()}"
+    cores = f", {os.cpu_count()} threads"
     names = [
         line.split(":", 1)[1].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
         if line.startswith("model name")
     ]
-    return names[0] if names else platform.processor()
+    return (names[0] if names else platform.processor()) + cores
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pair", type=int, choices=sorted(PAIRS))
+    parser.add_argument("--pair", type=int, choices=range(1, 6))
+    parser.add_argument("--device", choices=tuple(ON), default="cpu")
     parser.add_argument("--num-reqs", type=int, default=1000)
     parser.add_argument("--out", type=Path, default=Path("build/fidelity"))
-    parser.add_argument("--report", type=Path)
+    parser.add_argument("--report", type=Path, nargs="+")
     args = parser.parse_args()
     if args.report is not None:
         report(args.report)
     else:
-        run_pair(args.pair, args.num_reqs, args.out)
+        run_pair(args.device, args.pair, args.num_reqs, args.out)
 
 
 if __name__ == "__main__":

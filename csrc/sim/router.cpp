@@ -88,7 +88,9 @@ int32_t Router::by_prefix(size_t number, std::span<const int32_t> up,
     run = mix(run ^ static_cast<uint64_t>(workload_.hash_ids[static_cast<size_t>(h)]));
     const auto it = seen_.find(run);
     if (it == seen_.end()) break;
-    if (std::binary_search(up.begin(), up.end(), it->second)) found = it->second;
+    // A system prompt that all share must not bring all to one replica.
+    const bool enough = 2 * (h + 1 - begin) >= end - begin;
+    if (enough && std::binary_search(up.begin(), up.end(), it->second)) found = it->second;
   }
   const auto of = [&](int32_t replica) { return load[static_cast<size_t>(replica)]; };
   if (found < 0 || overloaded(of(found), of(least))) found = least;

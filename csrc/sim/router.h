@@ -16,7 +16,7 @@ enum class Routing : int32_t {
   random,
   least_loaded,  // fewest reqs not answered yet
   two_choices,   // the less loaded of two at random
-  prefix,   // where the longest run of the prompt's blocks went last, while that is not overloaded
+  prefix,   // where at least half of the prompt's blocks went last, while that is not overloaded
   session,  // each session stays where it began, as long as that is up
 };
 
