@@ -52,6 +52,10 @@ bench: build  ## the benchmarks that this machine can run: scheduler, CPU ops, t
 sanitize: venv  ## the core under AddressSanitizer and UBSan, the loop under ThreadSanitizer
 	PATH=$(abspath $(BIN)):$$PATH tools/sanitize.sh
 
+.PHONY: fuzz
+fuzz: venv  ## any bytes as an event log, for ten minutes (needs clang with libFuzzer)
+	PATH=$(abspath $(BIN)):$$PATH tools/fuzz.sh
+
 .PHONY: lint
 lint: build  ## formatting, types, stubs against the modules
 	$(BIN)/ruff check .

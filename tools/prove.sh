@@ -27,6 +27,7 @@ step() {  # step NAME COMMAND...
 
 step "every test, long forms" env STOKER_LONG=1 "$python" -m pytest -q --timeout 7200
 step "sanitizers" make sanitize
+step "fuzzing of event logs" make fuzz
 echo
 cat "$report"
 exit $failed

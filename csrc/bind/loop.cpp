@@ -58,7 +58,7 @@ class PyOutputs {
 class PyLoop {
  public:
   PyLoop(SchedulerConfig config, py::object executor, bool worker_thread, int32_t trace_capacity,
-         bool check_each_step, py::object masks)
+         bool check_each_step, py::object masks, std::string event_log)
       : executor_(std::move(executor)) {
     Executor* inner = nullptr;
     if (py::isinstance<Executor>(executor_)) {
@@ -78,6 +78,7 @@ class PyLoop {
       masks_ = std::make_unique<PythonMaskSource>(std::move(masks));
       options.masks = masks_.get();
     }
+    options.event_log = std::move(event_log);
     loop_ = std::make_unique<EngineLoop>(std::move(config), *inner, options);
     live().push_back(this);
   }
@@ -242,10 +243,10 @@ void register_loop(py::module_& core) {
   register_stats(m);
   py::module_::import("atexit").attr("register")(py::cpp_function(&PyLoop::stop_all));
   py::class_<PyLoop>(m, "EngineLoop", py::is_final())
-      .def(py::init<SchedulerConfig, py::object, bool, int32_t, bool, py::object>(),
+      .def(py::init<SchedulerConfig, py::object, bool, int32_t, bool, py::object, std::string>(),
            py::arg("config"), py::arg("executor"), py::kw_only(), py::arg("worker_thread") = false,
            py::arg("trace_capacity") = 1024, py::arg("check_each_step") = false,
-           py::arg("masks") = py::none())
+           py::arg("masks") = py::none(), py::arg("event_log") = "")
       .def(
           "add",
           [](PyLoop& self, ReqPtr req, bool stream) {

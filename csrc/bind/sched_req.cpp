@@ -2,6 +2,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <limits>
 #include <optional>
 
@@ -15,7 +16,8 @@ namespace stoker {
 namespace {
 
 // Token ids from an integer array (copied once) or any sequence of ints.
-std::vector<Token> tokens_of(const py::handle& ids) {
+// `room`: for so many more there is memory, so that the engine's thread need not ask for it.
+std::vector<Token> tokens_of(const py::handle& ids, int32_t room) {
   std::vector<Token> tokens;
   if (py::isinstance<py::array>(ids)) {
     const auto array = py::reinterpret_borrow<py::array>(ids);
@@ -26,7 +28,7 @@ std::vector<Token> tokens_of(const py::handle& ids) {
     }
     const auto exact =
         py::array_t<int64_t, py::array::c_style | py::array::forcecast>::ensure(array);
-    tokens.reserve(static_cast<size_t>(exact.size()));
+    tokens.reserve(static_cast<size_t>(exact.size() + room));
     for (py::ssize_t i = 0; i < exact.size(); ++i) {
       const int64_t id = exact.data()[i];
       if (id < 0 || id > std::numeric_limits<Token>::max()) {
@@ -100,9 +102,10 @@ ReqPtr make_req(std::string rid, const py::object& ids, const py::object& params
                 bool drop_when_late, bool pool, int32_t grammar, bool grammar_ready) {
   auto req = std::make_shared<Req>();
   req->rid = std::move(rid);
-  req->tokens = tokens_of(ids);
-  req->prompt_len = req->known();
   req->params = params_of(params);
+  const int32_t most = req->params.max_tokens < 0 ? kReservedOutput : req->params.max_tokens;
+  req->tokens = tokens_of(ids, std::min(most, kReservedOutput));
+  req->prompt_len = req->known();
   req->priority = priority;
   req->cache_salt = std::move(cache_salt);
   req->tenant = std::move(tenant);

@@ -248,9 +248,15 @@ void register_scheduler(py::module_& m) {
       .def_readonly("num_events", &ReplayReport::num_events)
       .def_readonly("num_steps", &ReplayReport::num_steps)
       .def_readonly("first_difference", &ReplayReport::first_difference)
-      .def_readonly("what", &ReplayReport::what);
+      .def_readonly("what", &ReplayReport::what)
+      .def_readonly("redacted", &ReplayReport::redacted);
   m.def(
-      "replay", [](const py::bytes& log) { return replay(std::string_view(log)); }, py::arg("log"));
+      "replay",
+      [](const py::bytes& log, bool check) {
+        return replay(std::string_view(log), {.check = check});
+      },
+      py::arg("log"), py::kw_only(), py::arg("check") = false,
+      "Runs an event log again; check: every invariant after every event.");
   m.def(
       "redact", [](const py::bytes& log) { return py::bytes(redact(std::string_view(log))); },
       py::arg("log"));

@@ -36,6 +36,10 @@ EngineLoop::EngineLoop(SchedulerConfig config, Executor& executor, LoopOptions o
       options_(options),
       scheduler_(with_depth(std::move(config), executor)),
       trace_(static_cast<size_t>(std::max(options.trace_capacity, 1))) {
+  if (!options_.event_log.empty()) {
+    event_log_ = std::make_unique<EventLogFile>(options_.event_log, scheduler_.config());
+    scheduler_.log_to(&event_log_->log());
+  }
   // One buffer more than can be in flight: the newest result's batch may still be looked at.
   for (int32_t i = 0; i < executor.overlap_depth() + 2; ++i) {
     ring_.emplace_back(&scheduler_.layout(), executor.buffer(i, scheduler_.layout()));
@@ -125,6 +129,7 @@ bool EngineLoop::turn() {
     }
     if (!busy && scheduler_.has_unfinished() && !scheduler_.only_waits()) ++stalls_;
     update_stats();
+    if (event_log_) event_log_->turn(!busy);
   } catch (const std::exception& error) {
     if (failure_.empty()) fail(error.what());
     throw;

@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "loop/clock.h"
+#include "loop/event_log_file.h"
 #include "loop/executor.h"
 #include "loop/inbox.h"
 #include "loop/mask_source.h"
@@ -37,6 +38,7 @@ struct LoopOptions {
   bool check_each_step = false;   // Scheduler::check_integrity() after every turn, for tests
   bool check_when_idle = true;    // ... when there is nothing left to do
   MaskSource* masks = nullptr;    // for reqs with a grammar; must outlive the loop
+  std::string event_log;          // a file for the scheduler's event log; empty: none is kept
 };
 
 // A look at the loop, for other threads.
@@ -171,6 +173,7 @@ class EngineLoop {
   Clock& clock_;
   const LoopOptions options_;
   Scheduler scheduler_;
+  std::unique_ptr<EventLogFile> event_log_;  // null: none is kept
   std::vector<BatchBuffer> ring_;
   size_t next_buffer_ = 0;
   std::deque<Flight> flights_;

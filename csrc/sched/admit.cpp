@@ -1,6 +1,7 @@
 // Who may enter the step: the verdict on one waiting req, and what entering does.
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "base/check.h"
 #include "base/planted_bugs.h"
@@ -17,9 +18,19 @@ constexpr int32_t kLooksPerStep = 128;
 
 }  // namespace
 
+// Under the policy `priority`: reqs that outrank every prompt under way take their share of the
+// step first.
+void Scheduler::admit_urgent() {
+  if (config_.schedule_policy != Policy::priority || chunks_.empty()) return;
+  std::sort(chunks_.begin(), chunks_.end(), [](const Req* a, const Req* b) {
+    return std::pair(a->priority, a->arrival_seq) < std::pair(b->priority, b->arrival_seq);
+  });
+  admit_waiting(chunks_.front()->priority);
+}
+
 // 3. The queue in its order. Reqs that only wait for something of their own are passed over; what
 // happens behind one that does not fit is `head_of_line`.
-void Scheduler::admit_waiting() {
+void Scheduler::admit_waiting(double outranking) {
   if (waiting_.empty() || pause_ != Pause::no) return;
   if (config_.batching == Batching::static_batch) {
     if (num_running_ == 0) batch_open_ = true;
@@ -30,8 +41,8 @@ void Scheduler::admit_waiting() {
   blocked_ = nullptr;
   WaitCode stopped = WaitCode::none;
   int32_t looked = 0;
-  for (auto it = next_candidate(waiting_.begin()); it != waiting_.end() && looked < kLooksPerStep;
-       ++looked) {
+  for (auto it = next_candidate(waiting_.begin());
+       it != waiting_.end() && looked < kLooksPerStep && it->key.rank < outranking; ++looked) {
     Req& req = *it->req;
     if (!req.grammar_ready) {  // not a candidate yet, and no look at one
       req.wait = {.code = WaitCode::grammar, .step = next_batch_};
@@ -246,8 +257,8 @@ void Scheduler::admit(Req& req, const Admit& admit) {
   for (GroupId g = 0; g < num_groups_; ++g) {
     const auto i = static_cast<size_t>(g);
     auto& table = req.tables[i];
-    table.reserve(
-        static_cast<size_t>(blocks_for(g, std::min(req.length_limit, req.known() + 512))));
+    table.reserve(static_cast<size_t>(
+        blocks_for(g, std::min(req.length_limit, req.known() + kReservedOutput))));
     table.assign(static_cast<size_t>(matched), kNullBlock);
     const bool window = config_.kv_groups[i].kind == KVKind::window;
     const int32_t begin = window ? std::max(0, matched - match_window(g)) : 0;

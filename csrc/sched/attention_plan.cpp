@@ -197,8 +197,31 @@ bool AttentionPlanner::assign(int32_t max_pieces, int32_t max_slots, bool by_len
   return int32_t(pieces_.size()) <= max_pieces && num_slots_ <= max_slots;
 }
 
+int64_t AttentionPlanner::row_cost(int32_t length, int32_t num_splits) const {
+  return (length + num_splits * kUnitOverhead) * int64_t(geometry_.num_decode_heads);
+}
+
+AttentionPlanner::Row AttentionPlanner::row_of(int32_t row, int32_t seat, int32_t kv_len) const {
+  const int32_t length = kv_len - kv_begin_of(kv_len) / kDecodeTile * kDecodeTile;
+  const int32_t shift = decode_split_shift(length, geometry_.num_decode_heads);
+  const int32_t splits = (length + (1 << shift) - 1) >> shift;
+  return {.row = row,
+          .seat = seat,
+          .kv_len = kv_len,
+          .length = length,
+          .num_splits = splits,
+          .split_shift = shift,
+          .cost = row_cost(length, splits)};
+}
+
 // Deals everything anew.
-void AttentionPlanner::plan_all() {
+void AttentionPlanner::plan_all(std::span<const int32_t> row_seat,
+                                std::span<const int32_t> row_kv_len, int32_t num_decode_rows) {
+  rows_.clear();
+  for (int32_t r = 0; r < num_decode_rows; ++r) {
+    const int32_t kv_len = row_kv_len[size_t(r)];
+    if (kv_len > 0) rows_.push_back(row_of(r, row_seat[size_t(r)], kv_len));
+  }
   // Longest splits first, in the batch's order within a class.
   std::array<size_t, 33> next{};
   for (const Row& row : rows_) ++next[size_t(31 - row.split_shift) + 1];
@@ -297,44 +320,39 @@ AttentionPlanner::Change AttentionPlanner::survey(std::span<const int32_t> row_s
                                                   std::span<const int32_t> row_kv_len,
                                                   int32_t num_decode_rows) {
   ++step_;
-  rows_.clear();
   last_added_.swap(added_);
   added_.clear();
   total_ = 0;
   int64_t cost_of_added = 0;
   size_t kept = 0;
+  bool moved = false;
   for (int32_t r = 0; r < num_decode_rows; ++r) {
     const int32_t kv_len = row_kv_len[size_t(r)];
     if (kv_len <= 0) continue;
-    const int32_t length = kv_len - kv_begin_of(kv_len) / kDecodeTile * kDecodeTile;
-    Row row{};
-    row.row = r;
-    row.seat = row_seat[size_t(r)];
-    row.kv_len = kv_len;
-    row.length = length;
-    check(row.seat >= 0, "attention plan: a row without a seat");
-    if (size_t(row.seat) >= seats_.size()) seats_.resize(size_t(row.seat) + 1);
-    Seat& seat = seats_[size_t(row.seat)];
-    if (seat.num_splits > 0 && seat.from <= length && length <= seat.to) {
-      row.split_shift = seat.split_shift;
-      row.num_splits = seat.num_splits;
-    } else {
-      row.split_shift = decode_split_shift(length, geometry_.num_decode_heads);
-      row.num_splits = (length + (1 << row.split_shift) - 1) >> row.split_shift;
-    }
-    row.cost = (length + row.num_splits * kUnitOverhead) * int64_t(geometry_.num_decode_heads);
-    total_ += row.cost;
+    const int32_t seat_of_row = row_seat[size_t(r)];
+    check(seat_of_row >= 0, "attention plan: a row without a seat");
+    if (size_t(seat_of_row) >= seats_.size()) seats_.resize(size_t(seat_of_row) + 1);
+    Seat& seat = seats_[size_t(seat_of_row)];
     check(seat.there != step_, "attention plan: two decode rows of one seat");
     seat.there = step_;
+    moved = moved || seat.row != r;
     seat.row = r;
+    const int32_t length = kv_len - kv_begin_of(kv_len) / kDecodeTile * kDecodeTile;
+    if (seat.num_splits > 0 && seat.from <= length && length <= seat.to) {
+      seat.seen = step_;
+      ++kept;
+      total_ += row_cost(length, seat.num_splits);
+      continue;
+    }
+    const Row row = row_of(r, seat_of_row, kv_len);
+    total_ += row.cost;
     if (seat.num_splits == row.num_splits && seat.split_shift == row.split_shift) {
       seat.seen = step_;
       ++kept;
-    } else {
-      added_.push_back(row);
-      cost_of_added += row.cost;
+      continue;
     }
-    rows_.push_back(row);
+    added_.push_back(row);
+    cost_of_added += row.cost;
   }
   if (cost_of_added * kChangedShare > total_ ||
       (num_kept_then_ - kept) * kChangedShare > num_kept_then_)
@@ -347,14 +365,13 @@ AttentionPlanner::Change AttentionPlanner::survey(std::span<const int32_t> row_s
   }
   const bool same = std::equal(added_.begin(), added_.end(), last_added_.begin(), last_added_.end(),
                                [](const Row& a, const Row& b) { return a.same_units(b); });
-  return same ? Change::none : Change::some;
+  return !same ? Change::some : moved ? Change::moved : Change::none;
 }
 
 // Writes the pieces in order of worker with this step's lengths; shared ones first, so that their
 // merges happen early, while there is other work.
-int32_t AttentionPlanner::write(std::span<const int32_t> row_kv_len, std::span<AttentionWork> work,
-                                std::span<int32_t> work_indptr) {
-  auto* const out = reinterpret_cast<DecodeWork*>(work.data());
+int32_t AttentionPlanner::write(std::span<const int32_t> row_kv_len, DecodeWork* out,
+                                int32_t* work_indptr) {
   auto end = int32_t(counts_.size());
   for (size_t w = 0; w < counts_.size(); ++w) {
     const Count& count = counts_[w];
@@ -388,18 +405,38 @@ AttentionPlan AttentionPlanner::plan(std::span<const int32_t> row_seat,
   Change change = survey(row_seat, row_kv_len, num_decode_rows);
   const auto fits = [&] {
     return int32_t(kept_.size() + added_pieces_.size()) <=
-               int32_t(rows_.size()) + kCutsAWorker * geometry_.num_decode_workers &&
+               num_decode_rows + kCutsAWorker * geometry_.num_decode_workers &&
            num_slots_ <= decode_slot_capacity(geometry_);
   };
   if (change == Change::some) {
     plan_added();
     if (!fits()) change = Change::all;
   }
-  if (change == Change::all) plan_all();
+  if (change == Change::all) plan_all(row_seat, row_kv_len, num_decode_rows);
   check(work_indptr.size() >= workers + 3, "attention plan: work_indptr is too small");
-  check(work.size() >= workers + kept_.size() + added_pieces_.size(),
-        "attention plan: the list is too small");
-  int32_t end = write(row_kv_len, work, work_indptr);
+  const size_t most = workers + kept_.size() + added_pieces_.size();
+  check(work.size() >= most, "attention plan: the list is too small");
+  auto* const out = reinterpret_cast<DecodeWork*>(work.data());
+  int32_t end = 0;
+  if (change != Change::none) {
+    end = write(row_kv_len, out, work_indptr.data());
+    list_holds_ = false;
+  } else {
+    if (!list_holds_) {
+      list_.resize(most);
+      list_indptr_.resize(workers + 1);
+      list_.resize(size_t(write(row_kv_len, list_.data(), list_indptr_.data())));
+      list_holds_ = true;
+    }
+    end = int32_t(list_.size());
+    std::copy(list_indptr_.begin(), list_indptr_.end(), work_indptr.begin());
+    for (size_t i = 0; i < list_.size(); ++i) {
+      out[i] = list_[i];
+      if (list_[i].row < 0) continue;
+      out[i].kv_len = row_kv_len[size_t(list_[i].row)];
+      out[i].kv_begin = kv_begin_of(out[i].kv_len);
+    }
+  }
   work_indptr[workers + 1] = end;
   AttentionPlan plan;
   end = plan_prefill(row_indptr, row_kv_len, num_decode_rows, work, end, &plan.num_prefill_slots);

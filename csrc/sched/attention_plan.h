@@ -123,20 +123,22 @@ class AttentionPlanner {
     int32_t end;
     int64_t load;
   };
-  struct Seat {
-    int32_t row = 0;         // in this step
+  struct alignas(32) Seat {
+    int32_t row = -1;        // in this step
     int32_t num_splits = 0;  // of the units that kept_ has of it; 0: none
     int32_t split_shift = 0;
     int32_t from = 0, to = 0;  // lengths that have these units
-    int64_t there = 0;         // the last step that it has a row in
-    int64_t seen = 0;          // and the last in which that row had those units
+    uint32_t there = 0;        // the last step that it has a row in
+    uint32_t seen = 0;         // and the last in which that row had those units
   };
 
   // What a step does about the pieces of the last one.
-  enum class Change { none, some, all };
+  enum class Change { none, moved, some, all };
   Change survey(std::span<const int32_t> row_seat, std::span<const int32_t> row_kv_len,
                 int32_t num_decode_rows);
-  void plan_all();
+  Row row_of(int32_t row, int32_t seat, int32_t kv_len) const;
+  void plan_all(std::span<const int32_t> row_seat, std::span<const int32_t> row_kv_len,
+                int32_t num_decode_rows);
   void plan_added();
   void drop_gone();
   bool assign(int32_t max_pieces, int32_t max_slots, bool by_length);
@@ -145,9 +147,9 @@ class AttentionPlanner {
   void add_pieces(std::vector<Piece>& to, int32_t worker, int32_t count);
   void keep_dealt();
   void count(const Piece& piece, std::vector<Count>& counts, std::vector<int64_t>& load, int sign);
-  int32_t write(std::span<const int32_t> row_kv_len, std::span<AttentionWork> work,
-                std::span<int32_t> work_indptr);
+  int32_t write(std::span<const int32_t> row_kv_len, DecodeWork* out, int32_t* out_indptr);
   int32_t units_of(const Row& row) const { return row.num_splits * geometry_.num_decode_heads; }
+  int64_t row_cost(int32_t length, int32_t num_splits) const;
   int32_t kv_begin_of(int32_t kv_len) const {
     return geometry_.window > 0 && kv_len > geometry_.window ? kv_len - geometry_.window : 0;
   }
@@ -156,9 +158,9 @@ class AttentionPlanner {
                        int32_t* num_slots);
 
   AttentionGeometry geometry_;
-  int64_t step_ = 0;
+  uint32_t step_ = 0;
   std::vector<Seat> seats_;
-  std::vector<Row> rows_;                // of this step
+  std::vector<Row> rows_;                // of the step that dealt everything
   std::vector<Row> added_, last_added_;  // of them, those that kept_ has nothing of
   // Pieces dealt when everything was, and how many rows they are of, then and now.
   std::vector<Piece> kept_;
@@ -169,6 +171,10 @@ class AttentionPlanner {
   // Pieces of the rows that came or grew since.
   std::vector<Piece> added_pieces_;
   std::vector<Count> counts_;  // by worker, all pieces
+  // The last step's list, for steps in which every row is where it was.
+  std::vector<DecodeWork> list_;
+  std::vector<int32_t> list_indptr_;
+  bool list_holds_ = false;
 
   // Scratch of dealing.
   std::vector<Row> dealt_;  // longest splits first

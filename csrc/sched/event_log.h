@@ -57,6 +57,8 @@ class EventLog {
   void unpin(int64_t pin);
 
   const std::string& bytes() const { return bytes_; }
+  // Forgets what was written so far: its owner has put it elsewhere.
+  void clear() { bytes_.clear(); }
 
  private:
   friend std::string redact(std::string_view log);
@@ -74,9 +76,16 @@ struct ReplayReport {
   int64_t num_events = 0, num_steps = 0;
   BatchId first_difference = 0;  // the first step that came out differently; 0: none did
   std::string what;
+  bool redacted = false;  // only decisions could be compared: the tokens' values are not in it
 };
-// Runs a log again. Throws InvalidArgument if it cannot be read.
-ReplayReport replay(std::string_view log);
+struct ReplayOptions {
+  bool check = false;  // Scheduler::check_integrity() after each event
+  // A log that asks for more KV slots, seats or tokens than this is taken for broken.
+  int64_t most = int64_t{1} << 26;
+};
+// Runs a log again. Safe on any bytes: throws InvalidArgument if it cannot be read, or holds what
+// no run could have done.
+ReplayReport replay(std::string_view log, const ReplayOptions& options = {});
 
 // The same log with tokens, rids, salts and tenants renumbered consistently: it holds no text and
 // replays the same.

@@ -1,6 +1,7 @@
 // The order of the waiting queue: one small rule a policy, and ageing, so that no rule lets a req
 // wait for ever.
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "base/check.h"
@@ -150,6 +151,8 @@ void Scheduler::refresh_order() {
 void Scheduler::set_policy_key(std::string_view rid, double key) {
   const auto it = by_rid_.find(std::string(rid));
   if (it == by_rid_.end()) throw InvalidArgument("no req '" + std::string(rid) + "'");
+  if (!std::isfinite(key))
+    throw InvalidArgument("req '" + std::string(rid) + "': its policy key must be a finite number");
   if (log_ != nullptr) log_->policy_key(rid, key);
   it->second->policy_key = key;
   if (waiting_.contains(*it->second)) waiting_.rekey(*it->second, key_of(*it->second));

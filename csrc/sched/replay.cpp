@@ -1,4 +1,5 @@
 // Running an event log again, and renumbering what is private in one.
+#include <algorithm>
 #include <cstdlib>
 #include <memory>
 #include <unordered_map>
@@ -13,8 +14,7 @@ std::string_view event_log_magic();
 
 namespace {
 
-constexpr int64_t kMostReplaySlots = int64_t{1}
-                                     << 26;  // a log that asks for more is taken for broken
+constexpr TimeNs kMostTime = TimeNs{1} << 61;  // a century; sums of two stay in range
 
 struct CommitRecord {
   StepResult result;
@@ -32,7 +32,7 @@ struct CommitRecord {
   }
 };
 
-SchedulerConfig read_config(Decoder& c) {
+SchedulerConfig read_config(Decoder& c, int64_t most) {
   SchedulerConfig config;
   describe_config(c, config);
   uint32_t groups = 0;
@@ -42,19 +42,21 @@ SchedulerConfig read_config(Decoder& c) {
   for (uint32_t g = 0; g < groups; ++g) {
     KVGroup group;
     describe_group(c, group);
-    if (group.block_size < 1 || group.num_blocks < 1 ||
-        int64_t{group.num_blocks} * group.block_size > kMostReplaySlots)
+    if (group.kind < KVKind::full || group.kind > KVKind::state || group.block_size < 1 ||
+        group.num_blocks < 1 || int64_t{group.num_blocks} * group.block_size > most ||
+        group.window < 0 || group.window > (1 << 22))
       throw InvalidArgument("event log: an impossible KV pool");
     config.kv_groups.push_back(group);
   }
-  const auto in = [](auto value, int most) {
-    return static_cast<int>(value) >= 0 && static_cast<int>(value) <= most;
+  const auto in = [](auto value, int last) {
+    return static_cast<int>(value) >= 0 && static_cast<int>(value) <= last;
   };
   if (!in(config.batching, 2) || !in(config.schedule_policy, 10) || !in(config.admission, 3) ||
       !in(config.head_of_line, 2) || !in(config.preemption_victim, 3) ||
       !in(config.prefix_eviction, 3) || !in(config.prefill_split, 1) ||
-      config.max_num_seqs > (1 << 16) || config.max_num_batched_tokens > (1 << 20) ||
-      config.max_model_len > (1 << 22)) {
+      config.max_num_seqs > std::min<int64_t>(most, 1 << 16) ||
+      config.max_num_batched_tokens > std::min<int64_t>(most, 1 << 20) ||
+      config.max_model_len > std::min<int64_t>(most, 1 << 22)) {
     throw InvalidArgument("event log: an impossible configuration");
   }
   return config;
@@ -95,9 +97,15 @@ class Renumbering {
 
 }  // namespace
 
-ReplayReport replay(std::string_view log) {
+ReplayReport replay(std::string_view log, const ReplayOptions& options) {
   Decoder c = open(log);
-  Scheduler scheduler(read_config(c));
+  Scheduler scheduler(read_config(c, options.most));
+  const auto time = [&] {
+    TimeNs now = 0;
+    c.field(now);
+    if (now < -kMostTime || now > kMostTime) throw InvalidArgument("event log: an impossible time");
+    return now;
+  };
   const BatchLayout& layout = scheduler.layout();
   const size_t bytes = (layout.bytes() + 63) / 64 * 64;
   const std::unique_ptr<std::byte, decltype(&std::free)> memory(
@@ -114,7 +122,7 @@ ReplayReport replay(std::string_view log) {
     switch (kind) {
       case EventKind::add: {
         auto req = std::make_shared<Req>();
-        c.field(now);
+        now = time();
         describe_req(c, *req);
         req->prompt_len = req->known();
         scheduler.add(req, now);
@@ -122,8 +130,7 @@ ReplayReport replay(std::string_view log) {
       }
       case EventKind::abort:
         c.field(text);
-        c.field(now);
-        scheduler.abort(text, now);
+        scheduler.abort(text, time());
         break;
       case EventKind::fail: {
         std::string why;
@@ -139,12 +146,15 @@ ReplayReport replay(std::string_view log) {
         break;
       case EventKind::schedule: {
         BatchDigest logged;
-        c.field(now);
+        now = time();
         c.field(logged.decisions);
         c.field(logged.bytes);
         const bool any = scheduler.schedule(now, buffer);
         BatchDigest made = any ? digest(buffer) : BatchDigest{};
-        if (logged.bytes == 0) made.bytes = 0;  // redacted
+        if (any && logged.bytes == 0) {
+          made.bytes = 0;
+          report.redacted = true;
+        }
         report.num_steps += any;
         if (made != logged && report.first_difference == 0) {
           report.first_difference = any ? buffer.header().batch_id : report.num_steps + 1;
@@ -156,6 +166,9 @@ ReplayReport replay(std::string_view log) {
       case EventKind::commit: {
         CommitRecord record;
         record.describe(c);
+        if (record.now < -kMostTime || record.now > kMostTime ||
+            record.result.status < StepStatus::ok || record.result.status > StepStatus::fatal)
+          throw InvalidArgument("event log: an impossible result");
         scheduler.commit(record.result, record.now);
         break;
       }
@@ -192,13 +205,14 @@ ReplayReport replay(std::string_view log) {
       default:
         throw InvalidArgument("event log: a record of unknown kind");
     }
+    if (options.check) scheduler.check_integrity();
   }
   return report;
 }
 
 std::string redact(std::string_view log) {
   Decoder c = open(log);
-  SchedulerConfig config = read_config(c);
+  SchedulerConfig config = read_config(c, ReplayOptions{}.most);
   Renumbering numbers;
   for (Token& token : config.eos_token_ids) token = numbers.token(token);
   EventLog out(config);

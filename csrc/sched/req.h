@@ -83,6 +83,9 @@ struct ReqAccount {
   int64_t recovered_tokens = 0;  // found there after a preemption (not a hit: its own work)
 };
 
+// Output tokens that a req's memory is made for at once; beyond them it grows.
+inline constexpr int32_t kReservedOutput = 512;
+
 struct alignas(64) Req {
   // Hot: what a decode step reads and writes, in one cache line.
   int32_t computed = 0;

@@ -1,5 +1,6 @@
 // How reqs come in and are taken away: the checks at the door, the queue, abort.
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "base/check.h"
@@ -7,6 +8,8 @@
 
 namespace stoker {
 namespace {
+
+constexpr TimeNs kMostDeadline = TimeNs{1} << 61;
 
 uint64_t mix_seed(uint64_t seed, uint64_t sequence) {
   uint64_t z = seed + (sequence + 1) * 0x9e3779b97f4a7c15ULL;
@@ -34,7 +37,17 @@ int64_t Scheduler::most_blocks(GroupId group, int64_t tokens) const {
 // if not.
 void Scheduler::validate(const Req& req) const {
   const std::string who = "req '" + req.rid + "': ";
-  if (!(req.tenant_weight > 0)) throw InvalidArgument(who + "tenant_weight must be above 0");
+  // Within these, sums of tokens over weights stay numbers that can be told apart.
+  if (!(req.tenant_weight >= 1e-6 && req.tenant_weight <= 1e6))
+    throw InvalidArgument(who + "tenant_weight must be above 0 (1e-6 to 1e6), not " +
+                          std::to_string(req.tenant_weight));
+  if (!std::isfinite(req.priority) || !std::isfinite(req.policy_key))
+    throw InvalidArgument(who + "priority and policy key must be finite numbers");
+  for (const TimeNs deadline : {req.deadline_ttft, req.deadline_tpot}) {
+    if (deadline < -1 || deadline > kMostDeadline)
+      throw InvalidArgument(who + "a deadline must be 0 to 2^61 nanoseconds, or -1 for none; not " +
+                            std::to_string(deadline));
+  }
   if (req.state != ReqState::created) throw InvalidArgument(who + "was added before");
   if (req.prompt_len == 0) throw InvalidArgument(who + "the prompt is empty");
   const int32_t room = req.pool ? 0 : 1;
@@ -52,7 +65,14 @@ void Scheduler::validate(const Req& req) const {
                           "n must be 1 to max_num_seqs = " + std::to_string(config_.max_num_seqs) +
                           ", not " + std::to_string(req.params.n));
   }
-  if (config_.vocab_size > 0) {
+  if (req.params.min_tokens < 0 || req.params.min_tokens > config_.max_model_len)
+    throw InvalidArgument(
+        who + "min_tokens must be 0 to max_model_len = " + std::to_string(config_.max_model_len) +
+        ", not " + std::to_string(req.params.min_tokens));
+  if (config_.vocab_size == 0) {
+    if (std::any_of(req.tokens.begin(), req.tokens.end(), [](Token token) { return token < 0; }))
+      throw InvalidArgument(who + "token ids must not be negative");
+  } else {
     for (const Token token : req.tokens) {
       if (token < 0 || token >= config_.vocab_size) {
         throw InvalidArgument(who + "token id " + std::to_string(token) +
@@ -173,7 +193,8 @@ void Scheduler::enroll(const ReqPtr& ptr, TimeNs now) {
   req.stops = ((!req.params.ignore_eos || req.grammar != 0) && !config_.eos_token_ids.empty()) ||
               !req.params.stop_token_ids.empty();
   req.tenant_index = tenant_of(req);
-  req.tokens.reserve(static_cast<size_t>(std::min<int64_t>(limit, req.prompt_len + 512)));
+  req.tokens.reserve(
+      static_cast<size_t>(std::min<int64_t>(limit, int64_t{req.prompt_len} + kReservedOutput)));
   req.tables.assign(static_cast<size_t>(num_groups_), {});
   req.window_begins.assign(static_cast<size_t>(num_groups_), 0);
   if (prefix_) req.prefix_root = prefix_->enter(req.cache_salt);

@@ -71,6 +71,7 @@ bool Scheduler::schedule(TimeNs now, const BatchBuffer& out) {
         if (at_.rows == 0) plan_decodes();
       } else {
         plan_decodes();   // 1. what must go on, and 4. who steps aside if KV runs out
+        admit_urgent();   // what outranks every prompt under way does not wait for them
         plan_chunks();    // 2. what fits besides: the prompts under way,
         admit_waiting();  // 3. and as many new ones as may enter
       }

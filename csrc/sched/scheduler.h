@@ -49,6 +49,7 @@
 #include <array>
 #include <cstdint>
 #include <deque>
+#include <limits>
 #include <memory>
 #include <set>
 #include <span>
@@ -210,7 +211,8 @@ class Scheduler {
   void begin_step(TimeNs now, const BatchBuffer& out);
   void plan_decodes();
   void plan_chunks();
-  void admit_waiting();
+  void admit_urgent();
+  void admit_waiting(double outranking = std::numeric_limits<double>::infinity());
   bool unstick();
   bool finish_step();
 

@@ -72,6 +72,9 @@ class EngineConfig:
     scheduler_options: dict[str, Any] = field(default_factory=dict)
     """Further fields of SchedulerConfig, by name, as they are."""
 
+    event_log: str | None = None
+    """A file for what comes in and what is decided: `stoker trace replay` runs it again. It holds the prompts' and
+    answers' tokens; `--redact` renumbers them."""
     overlap: bool = True
     """Schedule a step while the one before it runs (D = 1)."""
     enforce_eager: bool = False

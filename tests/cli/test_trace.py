@@ -39,9 +39,39 @@ def test_plot_and_export(recorded: Path, tmp_path: Path) -> None:
     assert len(json.loads(events.read_text())["traceEvents"]) > 20
 
 
+def test_replay_and_redact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run's event log runs again to the same batches; redacted too; changed it does not, and the exit code says so."""
+    log, clean, broken = tmp_path / "run.log", tmp_path / "clean.log", tmp_path / "broken.log"
+    arguments = [
+        "generate",
+        "Once upon a time",
+        "There was a fox",
+        "--max-tokens",
+        "5",
+        "--event-log",
+        str(log),
+    ]
+    assert main([*arguments, "--num-kv-blocks", "32"]) == 0
+    capsys.readouterr()
+    assert main(["trace", "replay", str(log), "--redact", str(clean)]) == 0
+    assert "the same batches, byte for byte" in capsys.readouterr().out
+    assert main(["trace", "replay", str(clean), "--check"]) == 0
+    assert "the same batches\n" in capsys.readouterr().out
+    data = bytearray(log.read_bytes())
+    # Of the last schedule() (a record of kind 3) that launched: its digests are not 0.
+    schedules = [
+        i for i in range(len(data) - 25) if data[i] == 3 and data[i + 25] == 4 and any(data[i + 9 : i + 25])
+    ]
+    data[schedules[-1] + 10] ^= 1
+    broken.write_bytes(data)
+    assert main(["trace", "replay", str(broken)]) == 1
+    assert "comes out differently: other decisions" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (["replay", "nowhere.log"], "nowhere.log: No such file"),
         (["show", "nowhere.jsonl"], "nowhere.jsonl: No such file"),
         (["plot", "x.jsonl", "-o", "x.gif"], "must end in one of .png"),
         (["plot", "x.jsonl", "-o", "no/such/x.png"], "there is no folder"),

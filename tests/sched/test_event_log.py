@@ -95,3 +95,26 @@ def test_broken_logs_are_refused() -> None:
             broken[rng.randrange(16, len(broken))] = rng.randrange(256)
         with contextlib.suppress(ValueError):
             replay(bytes(broken))
+
+
+@pytest.mark.parametrize("field", ["priority", "policy_key"])
+def test_a_req_that_no_order_can_place_is_refused(field: str) -> None:
+    """NaN is neither before nor after anything: in the ordered queue it would break the order of all others."""
+    s = Scheduler(SchedulerConfig(num_blocks=20, max_num_seqs=4, schedule_policy="key"), key=lambda r: nan)
+    nan = float("nan")
+    r = Req("a", [1, 2], SamplingParams(max_tokens=2), priority=nan if field == "priority" else 0)
+    with pytest.raises(ValueError, match="finite"):
+        s.add(r)
+
+
+def test_a_cut_or_changed_log_is_refused_or_told_apart() -> None:
+    """A log comes from anywhere: whatever was cut off or changed, replay() ends with a report or a ValueError."""
+    log, _ = record(3)
+    rng = random.Random(0)
+    for _ in range(200):
+        data = bytearray(log[: rng.randrange(len(log))] if rng.random() < 0.3 else log)
+        for _ in range(rng.choice([0, 1, 1, 3])):
+            if data:
+                data[rng.randrange(len(data))] = rng.randrange(256)
+        with contextlib.suppress(ValueError):
+            replay(bytes(data), check=True)

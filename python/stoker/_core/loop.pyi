@@ -69,9 +69,11 @@ class EngineLoop:
         trace_capacity: int = 1024,
         check_each_step: bool = False,
         masks: _MaskSource | None = None,
+        event_log: str = "",
     ) -> None:
         """`config.overlap_depth` is taken from the executor. With `worker_thread` each step runs on a thread of the
-        loop's, with D = max(executor.overlap_depth, 1): overlap for an executor whose `launch` blocks."""
+        loop's, with D = max(executor.overlap_depth, 1): overlap for an executor whose `launch` blocks.
+        `event_log`: a file that the scheduler's event log is written to, for replay()."""
     def add(self, req: Req, *, stream: bool = True) -> int:
         """Any thread. Checks the req (ValueError: it can never run), puts it into the inbox and returns its key at
         once; child i of n has key + i. With `stream=False` its tokens come all at once, with its end. From here on

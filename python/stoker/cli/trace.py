@@ -1,4 +1,4 @@
-"""`stoker trace record | show | plot | export`: what the scheduler did, step by step."""
+"""`stoker trace record | show | plot | export | replay`: what the scheduler did, step by step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ENDS = (".png", ".svg", ".pdf", ".html")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Four things to do with a trace."""
+    """Four things to do with a trace, and one with an event log."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     record = actions.add_parser(
         "record", help="run the demo's requests, or a file of prompts, and record each step"
@@ -83,11 +83,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     export.add_argument(
         "-o", "--out", required=True, metavar="JSON", help="open it at ui.perfetto.dev or chrome://tracing"
     )
+    replay = actions.add_parser(
+        "replay",
+        help="run an event log (--event-log FILE) again without a model; exit code 1 if a batch comes out differently",
+    )
+    replay.add_argument("log", metavar="LOG")
+    replay.add_argument(
+        "--redact",
+        metavar="OUT",
+        help="write the log with tokens, ids, tenants and salts renumbered: it holds no text and replays the same",
+    )
+    replay.add_argument("--check", action="store_true", help="every invariant after every event (slow)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Does it; exit code 0."""
-    return {"record": _record, "show": _show, "plot": _plot, "export": _export}[args.action](args)
+    """Does it; exit code 0, or 1 if a replayed batch differs."""
+    actions = {"record": _record, "show": _show, "plot": _plot, "export": _export, "replay": _replay}
+    return actions[args.action](args)
 
 
 def _record(args: argparse.Namespace) -> int:
@@ -130,6 +142,29 @@ def _record(args: argparse.Namespace) -> int:
         raise ValueError(f"{args.out}: {error.strerror or error}") from None
     print(f"{args.out}: {len(recorded.trace.steps)} steps of {len(recorded.trace.reqs)} requests")
     return 0
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from stoker.scheduler import redact, replay
+
+    try:
+        log = Path(args.log).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{args.log}: {error.strerror or error}") from None
+    try:
+        report = replay(log, check=args.check)
+    except ValueError as error:
+        raise ValueError(f"{args.log}: {error}") from None
+    done = f"{args.log}: {report.num_events} events, {report.num_steps} steps"
+    if report.first_difference:
+        print(f"{done}; step {report.first_difference} comes out differently: {report.what}")
+    else:
+        print(f"{done}: the same batches{'' if report.redacted else ', byte for byte'}")
+    if args.redact is not None:
+        _check_folder(args.redact)
+        Path(args.redact).write_bytes(redact(log))
+        print(args.redact)
+    return 1 if report.first_difference else 0
 
 
 def _prompts(path: str) -> list[str]:

@@ -76,6 +76,7 @@ class Engine:
             parts.runner,
             worker_thread=parts.worker_thread,
             masks=self._grammars,
+            event_log=config.event_log or "",
         )
         self._answers = Answers()
         self._lock = threading.Lock()  # guards _answers: requests come in on other threads than news goes out
