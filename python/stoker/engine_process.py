@@ -37,6 +37,8 @@ class DrivenEngine(Protocol):
     eos_token_ids: tuple[int, ...]
     model_path: str
 
+    @property
+    def failure(self) -> str: ...
     def add_request(
         self,
         rid: str,
@@ -92,6 +94,9 @@ class EngineProcess:
                 outputs = self._engine.wait(1.0)
                 if outputs:
                     self._send(outputs, out)
+                elif failure := self._engine.failure:
+                    # Every request has been told; a new process can go on where this one cannot.
+                    raise SystemExit(f"stoker: the engine stopped for good: {failure}")
                 self._watch_loop()
         finally:
             self._stopping.set()

@@ -350,6 +350,22 @@ def test_keys_from_a_file_and_options_that_are_wrong(
         assert says in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("own_server", [{"restart_engine": True}], indirect=True)
+def test_an_engine_that_stopped_for_good_is_replaced(own_server: RunningServer) -> None:
+    """A lost device ends every request with its reason; the process leaves instead of spinning, and a new one serves."""
+    before = own_server.children()["engine_main"]
+    with own_server.client() as http:
+        lost = http.post("/v1/completions", json={"prompt": [8], "max_tokens": 4})
+        assert lost.status_code == 500
+        assert "device is lost" in lost.json()["error"]["message"]
+        end = time.monotonic() + 20
+        while own_server.children().get("engine_main", before) == before:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        own_server.wait_ready()
+        assert http.post("/v1/completions", json={"prompt": [9], "max_tokens": 4}).status_code == 200
+
+
 def test_ready_tells_a_stalled_loop(tmp_path: Path) -> None:
     """With requests to run and no step for longer than --stall-timeout, /ready is a 503 while /health stays well."""
     running = start_server(tmp_path, **small_engine(tick=30.0), stall_timeout=1.0)

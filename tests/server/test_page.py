@@ -44,7 +44,12 @@ def test_the_page_is_one_file_with_a_policy(server: RunningServer) -> None:
 @needs_chromium
 @pytest.mark.parametrize(
     ("width", "height", "theme"),
-    [(1280, 800, "light"), (1280, 800, "dark"), (390, 844, "light"), (390, 844, "dark")],
+    [
+        (1280, 800, "light"),
+        pytest.param(1280, 800, "dark", marks=pytest.mark.long),
+        pytest.param(390, 844, "light", marks=pytest.mark.long),
+        (390, 844, "dark"),
+    ],
 )
 def test_a_chat_streams_and_is_seen_travelling(
     slow: RunningServer, width: int, height: int, theme: str
@@ -53,14 +58,15 @@ def test_a_chat_streams_and_is_seen_travelling(
     layout fits the width; nothing is fetched from elsewhere and nothing is complained about."""
 
     def crowd(i: int) -> None:
-        ask = {"prompt": [30 + i, 5, 6], "max_tokens": 60 + 10 * i, "user": "crowd"}
+        ask = {"prompt": [30 + i, 5, 6], "max_tokens": 60 + 3 * i, "user": "crowd"}
         with slow.client() as client:
             client.post("/v1/completions", json=ask)
 
     threads = [threading.Thread(target=crowd, args=(i,)) for i in range(40)]
-    for thread in threads:
-        thread.start()
     with browser.Browser(f"{slow.url}/?theme={theme}", width, height, phone=width < 500) as page:
+        page.until("document.querySelector('#dot.on')")
+        for thread in threads:
+            thread.start()
         page.until("document.querySelectorAll('.chip').length > 20")
         page.until("document.activeElement === document.getElementById('prompt')")
         page.type("Tell me about the sea")

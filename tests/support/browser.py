@@ -100,13 +100,12 @@ class Browser:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
-    def until(self, expression: str, seconds: float = 30.0) -> Any:
+    def until(self, expression: str, seconds: float = 30.0) -> None:
         """Until the expression is true."""
         end = time.monotonic() + seconds
-        while not (value := self.ask(expression)):
+        while not self.ask(f"!!({expression})"):
             assert time.monotonic() < end, f"{expression} did not become true"
             time.sleep(0.05)
-        return value
 
     def type(self, text: str) -> None:
         """Text into what has the focus."""

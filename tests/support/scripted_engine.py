@@ -111,6 +111,8 @@ class ScriptedEngine:
         }
         return EngineStats(**{n: getattr(s, names.get(n, n), 0) for n in EngineStats.__slots__})
 
+    failure = ""
+
     def look(self, rid: str = "", *, max_waiting: int = 256, timeout: float = 1.0) -> list[dict[str, Any]]:
         return []
 

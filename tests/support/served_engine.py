@@ -50,6 +50,7 @@ class FakeEngine:
         self._running: list[_Running] = []
         self._news: list[EngineOutput] = []
         self._closed = False
+        self.failure = ""
         self._steps = 0
         self._tokens = 0
         self._thread = threading.Thread(target=self._drive, daemon=True)
@@ -92,7 +93,7 @@ class FakeEngine:
 
     def wait(self, timeout: float) -> list[EngineOutput]:
         with self._lock:
-            self._lock.wait_for(lambda: self._news or self._closed, timeout)
+            self._lock.wait_for(lambda: self._news or self._closed or self.failure, timeout)
             news, self._news = self._news, []
             return news
 
@@ -182,6 +183,14 @@ class FakeEngine:
             time.sleep(self._tick)
 
     def _step(self, one: _Running) -> None:
+        if self.failure:
+            return
+        if one.prompt[0] == 8:
+            self.failure = "the device is lost"
+            for lost in [*self._running, *self._waiting]:
+                self._news.append(self._output(lost, [], "error", self.failure))
+            self._running, self._waiting = [], []
+            return
         if one.prompt[0] == 7:
             self._running.remove(one)
             self._news.append(self._output(one, [], "error", "this prompt always fails"))

@@ -240,6 +240,11 @@ class Engine:
             output_tokens=s.output_tokens,
         )
 
+    @property
+    def failure(self) -> str:
+        """Why the engine has stopped for good; empty: it has not."""
+        return self.loop.stats().failure
+
     def look(self, rid: str = "", *, max_waiting: int = 256, timeout: float = 1.0) -> list[dict[str, Any]]:
         """How requests stand and why they wait; see `_core.loop.EngineLoop.look`. For an engine that `start()` drives."""
         return self.loop.look(rid, max_waiting=max_waiting, timeout=timeout)

@@ -238,7 +238,7 @@ def _forced_calls(conversation: Conversation) -> dict[str, Any] | None:
 
 def _constraint(schema: dict[str, Any]) -> StructuredOutputsParams:
     try:
-        return StructuredOutputsParams(json=schema)
+        return StructuredOutputsParams(json=schema, disable_any_whitespace=True)
     except (ValueError, TypeError) as error:
         raise bad_request(f"the tools' parameters: {error}", "tools") from None
 

@@ -13,14 +13,17 @@ from stoker.server.answers import Answers, Delta
 from stoker.server.errors import ApiError
 from stoker.server.sse import error_frames
 
+_PATIENCE = 0.2
+"""Seconds after which a stream begins with its first frames though no token came."""
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 class DirectResponse(Response):
     """Server-sent events of one request's answers.
 
-    `render` makes the frames of a delta (the first ones follow `first`), `last` those of the end. The response starts with
-    the first frames, so that an error before them still gets its HTTP status; a later one becomes frames by `on_error`.
+    `render` makes the frames of a delta (the first ones follow `first`), `last` those of the end. The response starts
+    with the first token, or with `first` where none comes for a while, so that an error before still gets its HTTP
+    status; a later one becomes frames by `on_error`.
     A client that goes away ends the request at once; one that reads slowly is waited for by nobody: what it has not
     taken yet is kept and sent in one piece.
     """
@@ -51,6 +54,8 @@ class DirectResponse(Response):
         self._send = send
         self._over: asyncio.Future[None] = loop.create_future()
         watcher = loop.create_task(self._watch(receive))
+        # Who waits long in the queue is told the request's name meanwhile, and no proxy takes the silence for death.
+        waiting = loop.call_later(_PATIENCE, self._announce)
         try:
             self._answers.listen(self._take, self._end)
             await self._over
@@ -58,9 +63,15 @@ class DirectResponse(Response):
                 await self._send_body(b"".join(self._backlog))
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
+            waiting.cancel()
             self._blocked = True  # nothing is sent any more
             watcher.cancel()
             self._answers.close()
+
+    def _announce(self) -> None:
+        if self._next and not self._started and not self._blocked and not self._over.done():
+            data, self._next = self._next, b""
+            self._write(data)
 
     async def _watch(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
