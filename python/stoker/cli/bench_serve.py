@@ -238,8 +238,9 @@ def _trace(path: Path, most: int, speed: float) -> Iterator[Job]:
         jobs = [job for _, job in zip(range(most), read(lines), strict=False)]
     except (KeyError, ValueError, TypeError) as error:
         raise ValueError(f"--trace {path}: neither Mooncake's JSONL nor Azure's CSV ({error!r})") from None
+    start = jobs[0].at if jobs else 0.0
     for job in jobs:
-        job.at = (job.at - jobs[0].at) / speed
+        job.at = (job.at - start) / speed
     yield from jobs
 
 
