@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "python")]
 
 from stoker.cli.bench_serve import percentile  # noqa: E402
-from support.server_process import CHECKPOINT, start_server, stop_server  # noqa: E402
+from support.server_process import CHECKPOINT, RunningServer, start_server, stop_server  # noqa: E402
 
 WARM_UP = 2.0
 
@@ -119,6 +119,12 @@ def check(client: int, number: int, parts: list[tuple[float, bytes]], tokens: in
     }
 
 
+def engine_stats(server: RunningServer) -> dict[str, float]:
+    """What /ready says of the engine."""
+    with server.client() as client:
+        return dict(client.get("/ready").json()["engine"])
+
+
 def cpu_seconds(pid: int) -> float:
     """User and system time of a process so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
@@ -146,9 +152,9 @@ def measure(streams: int, seconds: float, rate: float, tokens: int, workers: int
         time.sleep(WARM_UP)
         pids = {**server.children(), "supervisor": server.process.pid, "client": client.pid or 0}
         began, before = time.monotonic(), {name: cpu_seconds(pid) for name, pid in pids.items()}
-        first = server.client().get("/ready").json()["engine"]["output_tokens"]
+        first = engine_stats(server)["output_tokens"]
         time.sleep(max(1.0, seconds - WARM_UP - 1))
-        last = server.client().get("/ready").json()["engine"]["output_tokens"]
+        last = engine_stats(server)["output_tokens"]
         window = time.monotonic() - began
         used = {name: cpu_seconds(pid) - before[name] for name, pid in pids.items()}
         assert ours.recv()[0] == "done"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import collections
+import contextlib
 import json
 import os
 import random
@@ -117,6 +118,8 @@ class Load:
             return status
         finally:
             writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
 
 def memory_mb(pid: int) -> float:
@@ -136,13 +139,16 @@ def slope(samples: list[tuple[float, float]]) -> float:
 
 def engine_stats(server: RunningServer) -> dict[str, float]:
     """What /ready says of the engine."""
-    return dict(server.client().get("/ready").json()["engine"])
+    with server.client() as client:
+        return dict(client.get("/ready").json()["engine"])
 
 
 def counters(server: RunningServer) -> dict[str, float]:
     """/metrics, summed over labels."""
     found: collections.Counter[str] = collections.Counter()
-    for line in server.client().get("/metrics").text.splitlines():
+    with server.client() as client:
+        page = client.get("/metrics").text
+    for line in page.splitlines():
         match = re.fullmatch(r"(\w+)(?:\{(.*)\})? (\S+)", line)
         # Only requests of the API: those for /ready are the tests' own.
         if match and not ("path=" in (match[2] or "") and "/v1/" not in match[2]):

@@ -71,9 +71,15 @@ class RunningServer:
 
 
 def start_server(
-    folder: Path, engine: dict[str, Any] | None = None, verify: Path | None = None, **settings: Any
+    folder: Path,
+    engine: dict[str, Any] | None = None,
+    verify: Path | None = None,
+    *,
+    log: Path | None = None,
+    **settings: Any,
 ) -> RunningServer:
-    """Starts a server and waits until it is ready. Without `engine` options it runs the fake engine."""
+    """Starts a server and waits until it is ready. Without `engine` options it runs the fake engine. `log` takes what it
+    prints; a file in `folder` if none is given."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -82,7 +88,7 @@ def start_server(
     path = os.pathsep.join(
         [str(Path(__file__).parent), str(ROOT / "python"), *filter(None, [os.environ.get("PYTHONPATH")])]
     )
-    log = folder / f"server-{port}.log"
+    log = log or folder / f"server-{port}.log"
     with log.open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-c", _RUN, json.dumps([given, engine or fake])],
