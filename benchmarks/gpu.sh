@@ -5,6 +5,9 @@
 #   test       tests/gpu
 #   ptx        the sm_80 path on a newer GPU: a build that has PTX for sm_80 only, under the kernels' tests
 #   sanitize   compute-sanitizer: memcheck over every kernel, racecheck where shared memory is shared
+#   step e2e overcommit          the engine: host and idle time of a step, workloads A to D, KV for half of the demand
+#   kernels    stoker bench kernels, and the same under pytest-benchmark
+#   wheel      a wheel built, installed apart and used
 #   ops linear decode prefill    kernels beside their floors and peers (python/stoker must hold a build)
 # Results go to OUT (build/gpu-results). One H100 or H200 and 16 cores: build a minute, the others half a minute to three each.
 set -o pipefail
@@ -68,6 +71,24 @@ section_decode() {
   timeout 220 "$python" benchmarks/gpu/decode.py "$out/gpu_decode_full.json" --cells "${CELLS:-full}" --pool-gb 36 --seconds 180
 }
 section_prefill() { timeout 120 "$python" benchmarks/gpu/prefill.py "$out/gpu_prefill.json" --pool-gb 8; }
+
+section_step() { timeout 60 "$python" benchmarks/gpu/step.py --out "$out/gpu_step.json"; }
+section_overcommit() { timeout 100 "$python" benchmarks/gpu/overcommit.py --out "$out/gpu_overcommit.json"; }
+section_e2e() {
+  for model in qwen3-0.6b llama-3.1-8b; do
+    timeout 170 "$python" benchmarks/gpu/e2e.py --model $model --workloads CADB --budget 140 --out "$out/gpu_e2e_$model.json" || return 1
+  done
+}
+section_kernels() {
+  timeout 60 "$python" -m stoker.cli bench kernels --json "$out/gpu_kernels.json" &&
+    timeout 60 "$python" -m pytest -q benchmarks -k gpu --benchmark-enable -p no:cacheprovider
+}
+section_wheel() {
+  STOKER_CUDA=ON CMAKE_BUILD_PARALLEL_LEVEL=$(nproc) CMAKE_ARGS="-DSTOKER_CUDA_ARCHITECTURES=${ARCHITECTURES:-90a-real}" \
+    "$python" -m pip wheel -q --no-build-isolation --no-deps -w build/wheel . > "$out/wheel.log" 2>&1 || { tail -n 40 "$out/wheel.log"; return 1; }
+  rm -rf build/wheel-site && "$python" -m pip install -q --no-index --no-deps --target build/wheel-site build/wheel/stoker-*.whl &&
+    (cd build && PYTHONPATH=wheel-site "$python" ../tools/smoke.py)
+}
 
 status=0
 for section in ${*:-build test ops linear decode prefill}; do

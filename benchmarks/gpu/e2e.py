@@ -11,6 +11,7 @@ batch, the host's share of a step from the loop's trace. Writes JSON, prints a l
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import random
 import statistics
@@ -46,18 +47,23 @@ class Runner:
                 enable_prefix_caching=True,
                 num_kv_blocks=args.num_kv_blocks,
                 overlap=not args.no_overlap,
+                quantization=args.quantization,
+                kv_cache_dtype=args.kv_cache_dtype,
+                swap_space=args.swap_space,
+                admission=args.admission,
             )
         )
         self.import_seconds = imported - began
         self.ready_seconds = time.perf_counter() - imported
         self.next_rid = 0
+        self.stream = args.stream
 
     def generate(self, prompts: list[list[int]], counts: list[int], temperature: float) -> list[int]:
         """Tokens that each prompt got."""
         first = self.next_rid
         for prompt, count in zip(prompts, counts, strict=True):
             params = self.params(temperature=temperature, max_tokens=count, ignore_eos=True)
-            self.engine.add_request(str(self.next_rid), prompt, params)
+            self.engine.add_request(str(self.next_rid), prompt, params, stream=self.stream)
             self.next_rid += 1
         produced = [0] * len(prompts)
         while self.engine.has_unfinished():
@@ -119,10 +125,12 @@ def single(runner: Runner, workload: dict[str, Any]) -> dict[str, float]:
     return {key: statistics.median(r[key] for r in repeats) for key in repeats[0]}
 
 
-def step_times(runner: Runner, workload: dict[str, Any]) -> dict[str, dict[str, float]]:
+def step_times(
+    runner: Runner, workload: dict[str, Any], batches: list[int] | None = None
+) -> dict[str, dict[str, float]]:
     """D: the better of two for each batch size, with medians of the loop's trace over its decode steps."""
     results = {}
-    for batch in workload["batches"]:
+    for batch in batches or workload["batches"]:
         best: dict[str, float] = {}
         for repeat in range(2):
             length, output, heat = workload["prompt"], workload["output"], workload["temperature"]
@@ -137,6 +145,12 @@ def step_times(runner: Runner, workload: dict[str, Any]) -> dict[str, dict[str, 
     return results
 
 
+def gpu_name() -> str:
+    import torch
+
+    return torch.cuda.get_device_name()
+
+
 def traced(runner: Runner) -> dict[str, float]:
     """Medians in microseconds over the newest decode steps."""
     trace = [t for t in runner.engine.loop.trace(100) if t["num_prefill_rows"] == 0 and t["num_tokens"]]
@@ -146,31 +160,53 @@ def traced(runner: Runner) -> dict[str, float]:
     }
 
 
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `Runner` reads."""
+    parser.add_argument("--model", default="qwen3-0.6b")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--max-num-seqs", type=int, default=256)
+    parser.add_argument("--num-kv-blocks", type=int, default=None)
+    parser.add_argument("--swap-space", type=float, default=0.0)
+    parser.add_argument("--admission", default="learned")
+    parser.add_argument("--quantization", default=None)
+    parser.add_argument("--kv-cache-dtype", default="auto")
+    parser.add_argument("--eager", action="store_true")
+    parser.add_argument("--no-overlap", action="store_true")
+    parser.add_argument(
+        "--stream", action="store_true", help="take every token as it comes, not with the end"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="qwen3-0.6b")
+    add_engine_arguments(parser)
     parser.add_argument("--workloads", default="ACBD")
+    parser.add_argument("--batches", type=int, nargs="+", default=None, help="of D")
     parser.add_argument("--budget", type=float, default=1e9, help="seconds after which no workload is begun")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--max-num-seqs", type=int, default=256)
-    parser.add_argument("--num-kv-blocks", type=int, default=None)
-    parser.add_argument("--eager", action="store_true")
-    parser.add_argument("--no-overlap", action="store_true")
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
     began = time.perf_counter()
     runner = Runner(args)
     results: dict[str, Any] = {
         "command": "python " + " ".join(sys.argv),
+        "gpu": gpu_name(),
+        "graph_buckets": runner.engine.runner.graphs[1].buckets,
+        "max_num_seqs": runner.engine.max_num_seqs,
+        "ledger": runner.engine.ledger,
         "import_seconds": runner.import_seconds,
         "ready_seconds": runner.ready_seconds,
     }
     results["first_token_seconds"] = runner.ready_seconds + runner.timed([[1] * 64], [1], 0.6)
     runner.timed(random_prompts(64, 300, 98), [32] * 64, 0.6)
     print(json.dumps(results), flush=True)
-    measures = {"A": throughput, "B": throughput, "C": single, "D": step_times}
+    measures = {
+        "A": throughput,
+        "B": throughput,
+        "C": single,
+        "D": functools.partial(step_times, batches=args.batches),
+    }
     for name in args.workloads:
         if time.perf_counter() - began > args.budget:
             results[name] = "skipped: out of time"

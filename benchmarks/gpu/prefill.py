@@ -3,7 +3,7 @@
 Usage: python benchmarks/gpu/prefill.py OUT.json [--heads 32/8,16/8,28/4] [--pool-gb 16] [--seconds 200]
     [--parts prefill,mixed,fp8] [--shares 56,60,64] [--small-shares 14,16,18,22]
 fp8: the same cells over an e4m3 cache (name it last: it replaces the pools), beside the peers' bf16 figures.
-A mixed batch is timed in one call, and as two calls on two streams with the chunk on a share of the multiprocessors.
+A mixed batch is timed in one call (side by side on shares of the multiprocessors, and one after the other), and as two calls on two streams with the chunk on a share of the multiprocessors.
 """
 
 from __future__ import annotations
@@ -122,12 +122,18 @@ def measure_prefill(
 
 
 def measure_mixed(
-    pools: tuple[torch.Tensor, torch.Tensor], heads: str, cell: tuple[int, int, int, int], shares: list[int]
+    pools: tuple[torch.Tensor, torch.Tensor],
+    heads: str,
+    cell: tuple[int, int, int, int],
+    shares: list[int],
+    weights: list[int],
 ) -> list[dict[str, Any]]:
     hq, hkv = (int(x) for x in heads.split("/"))
     chunk, context, decodes, length = cell
     b = Batch(pools, [(1, length)] * decodes + [(chunk, context)], hq, hkv)
     whole = b.plan(decodes)
+    apart = b.plan(decodes, num_workers=whole.num_workers)
+    apart.side_by_side = False
     processors = torch.cuda.get_device_properties(0).multi_processor_count
     per_processor = whole.num_workers // processors
     side = torch.cuda.Stream()
@@ -148,10 +154,14 @@ def measure_mixed(
         return lambda i: b.launch(i, decodes, plan)
 
     runs = {
-        "one call": one_stream(whole),
+        f"side by side, chunk on {whole.num_prefill_share}": one_stream(whole),
+        "one after the other": one_stream(apart),
         "prefill alone": one_stream(whole.half(decode=False)),
         "decode alone": one_stream(whole.half(decode=True)),
     }
+    for weight in weights:
+        plan = b.plan(decodes, prefill_step_in_tokens=weight)
+        runs[f"side by side, chunk on {plan.num_prefill_share} ({weight})"] = one_stream(plan)
     for share in shares:
         plan = b.plan(decodes, num_workers=per_processor * (processors - share), num_prefill_workers=share)
         halves = {"prefill": plan.half(decode=False), "decode": plan.half(decode=True)}
@@ -181,6 +191,7 @@ def main() -> None:
     parser.add_argument("--parts", default="prefill,mixed")
     parser.add_argument("--shares", default="56,60,64", help="multiprocessors for a chunk of 2048")
     parser.add_argument("--small-shares", default="14,16,18,22", help="for a chunk of 512")
+    parser.add_argument("--weights", default="", help="prefill_step_in_tokens to try besides")
     options = parser.parse_args()
     begin = time.monotonic()
     elements = int(options.pool_gb * 1e9 / 4)
@@ -205,8 +216,9 @@ def main() -> None:
                     )
                 elif heads != "28/4":
                     given = options.shares if cell[0] > 512 else options.small_shares
-                    shares = [int(x) for x in given.split(",")]
-                    for row in measure_mixed(pools, heads, cell, shares):
+                    shares = [int(x) for x in given.split(",") if x]
+                    weights = [int(x) for x in options.weights.split(",") if x]
+                    for row in measure_mixed(pools, heads, cell, shares, weights):
                         rows.append(row)
                         print(
                             f"{row['cell']:52s} {row['how']:26s} {row['us']:7.1f} us  best peer {row['best_peer_us']:.1f}",

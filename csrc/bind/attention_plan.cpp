@@ -2,6 +2,7 @@
 #include "bind/attention_plan.h"
 
 #include <algorithm>
+#include <string>
 
 #include "base/check.h"
 #include "bind/tensor_caster.h"
@@ -52,19 +53,28 @@ void register_attention_plan(py::module_& m) {
       "Makes the work list of a step's attention (csrc/sched/attention_plan.h): host only.")
       .def(py::init([](int32_t num_decode_heads, int32_t num_kv_heads, int32_t window,
                        int32_t num_decode_workers, int32_t prefill_tile_tokens,
-                       int32_t num_prefill_workers) {
+                       int32_t num_prefill_workers, int32_t num_processors,
+                       int32_t prefill_step_in_tokens) {
              const AttentionGeometry geometry{
-                 num_decode_heads,   num_kv_heads,        window,
-                 num_decode_workers, prefill_tile_tokens, num_prefill_workers};
+                 num_decode_heads,    num_kv_heads,        window,         num_decode_workers,
+                 prefill_tile_tokens, num_prefill_workers, num_processors, prefill_step_in_tokens};
              if (std::min({num_decode_heads, num_kv_heads, num_decode_workers}) < 1 ||
-                 std::min({window, prefill_tile_tokens, num_prefill_workers}) < 0) {
+                 std::min({window, prefill_tile_tokens, num_prefill_workers, num_processors,
+                           prefill_step_in_tokens}) < 0) {
                throw InvalidArgument("AttentionPlanner: heads and workers must be positive");
+             }
+             if (num_processors > 0 &&
+                 (num_prefill_workers == 0 || num_decode_workers % num_processors != 0)) {
+               throw InvalidArgument(
+                   "AttentionPlanner: num_processors = " + std::to_string(num_processors) +
+                   " wants prefill workers and a multiple of it as decode workers");
              }
              return AttentionPlanner(geometry);
            }),
            py::kw_only(), py::arg("num_decode_heads"), py::arg("num_kv_heads"), py::arg("window"),
            py::arg("num_decode_workers"), py::arg("prefill_tile_tokens"),
-           py::arg("num_prefill_workers"))
+           py::arg("num_prefill_workers"), py::arg("num_processors") = 0,
+           py::arg("prefill_step_in_tokens") = AttentionGeometry().prefill_step_in_tokens)
       .def("plan", &plan, py::arg("row_seat"), py::arg("row_indptr"), py::arg("row_kv_len"),
            py::arg("num_decode_rows"), py::arg("work"), py::arg("work_indptr"),
            "Writes work and work_indptr; returns (entries, decode slots, prefill slots).")

@@ -56,4 +56,5 @@ PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
   stoker::register_cuda_attention(m);
   stoker::register_cuda_prefill(m);
   stoker::register_cuda_sample(m);
+  stoker::register_cuda_step(m);
 }

@@ -99,9 +99,10 @@ bool multiple_of(const TensorView& tensor, int64_t bytes) {
 }
 
 // `plan` has the attributes work, work_indptr, workspace, counters (tensors), early and overlap
-// (bools): ops/attention_plan.py.
+// (bools): ops/attention_plan.py. beside: right behind this step's chunks.
 void run_decode(const Tensors& t, py::handle plan, const TensorMatcher& match, double scale,
-                double soft_cap, double k_scale, double v_scale, const cuda::LaunchOptions& how) {
+                double soft_cap, double k_scale, double v_scale, bool beside,
+                const cuda::LaunchOptions& how) {
   cuda::DecodeParams p = decode_params(t, scale, soft_cap, k_scale, v_scale);
   const py::object work_object = plan.attr("work"), indptr_object = plan.attr("work_indptr"),
                    workspace_object = plan.attr("workspace"),
@@ -114,7 +115,7 @@ void run_decode(const Tensors& t, py::handle plan, const TensorMatcher& match, d
   match(indptr, "plan.work_indptr", {kAnySize}).dtype(DType::int32);
   match(workspace, "plan.workspace", {kAnySize}).dtype(DType::float32);
   match(counters, "plan.counters", {kAnySize}).dtype(DType::int32);
-  p.workers = int32_t(indptr.size(0)) - 3;  // see AttentionPlanner::indptr_size
+  p.workers = int32_t(indptr.size(0)) - 4;  // see AttentionPlanner::indptr_size
   match.require(p.workers > 0 && work.size(0) >= p.workers, "plan.work",
                 "has fewer entries than the plan has workers");
   match.require(counters.size(0) >= p.workers * kMaxDecodeSplits, "plan.counters",
@@ -134,9 +135,10 @@ void run_decode(const Tensors& t, py::handle plan, const TensorMatcher& match, d
   p.work_indptr = indptr.data<int32_t>();
   p.workspace = workspace.data<float>();
   p.counters = counters.data<int32_t>();
-  p.early = plan.attr("early").cast<bool>();
+  p.beside = beside;
+  p.early = !beside && plan.attr("early").cast<bool>();
   cuda::LaunchOptions where = how;
-  where.overlap = plan.attr("overlap").cast<bool>();
+  where.overlap = beside || plan.attr("overlap").cast<bool>();
   require_success(cuda::decode_attention(p, where), "paged_attention");
 }
 
@@ -182,18 +184,27 @@ void paged_attention(py::handle out, py::handle q, py::handle k_cache, py::handl
   const auto wants = [&](const char* half) {
     return !planned || py::getattr(plan, half, py::bool_(true)).cast<bool>();
   };
-  if (planned && decode_rows > 0) {
-    if (wants("run_decode")) run_decode(t, plan, match, scale, soft_cap, k_scale, v_scale, how);
-  } else {
-    decode_rows = 0;
-  }
-  if (decode_rows == rows.value || !wants("run_prefill")) return;
-  const PrefillTensors chunks{t.out,         t.q,        t.k_cache,    t.v_cache,
-                              t.block_table, t.row_seat, t.row_indptr, t.row_kv_len};
-  if (planned && run_prefill(chunks, plan, match, {scale, window, soft_cap, k_scale, v_scale}, how))
+  if (!planned) decode_rows = 0;
+  const bool decodes = decode_rows > 0 && wants("run_decode");
+  const bool chunks = decode_rows < rows.value && wants("run_prefill");
+  const PrefillTensors parts{t.out,         t.q,        t.k_cache,    t.v_cache,
+                             t.block_table, t.row_seat, t.row_indptr, t.row_kv_len};
+  const auto run_chunks = [&] {
+    const PrefillOptions options{scale, window, soft_cap, k_scale, v_scale};
+    return planned && run_prefill(parts, plan, match, options, how);
+  };
+  const auto run_decodes = [&](bool beside) {
+    run_decode(t, plan, match, scale, soft_cap, k_scale, v_scale, beside, how);
+  };
+  if (decodes && chunks && py::getattr(plan, "side_by_side", py::bool_(false)).cast<bool>() &&
+      run_chunks()) {
+    run_decodes(true);
     return;
-  run_plain(t, decode_rows, rows.value - decode_rows, scale, window, soft_cap, k_scale, v_scale,
-            how);
+  }
+  if (decodes) run_decodes(false);
+  if (chunks && !run_chunks())
+    run_plain(t, decode_rows, rows.value - decode_rows, scale, window, soft_cap, k_scale, v_scale,
+              how);
 }
 
 int32_t decode_workers(py::handle q, py::handle k_cache) {

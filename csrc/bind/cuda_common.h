@@ -23,5 +23,6 @@ void register_cuda_ops(pybind11::module_& m);
 void register_cuda_linear(pybind11::module_& m);
 void register_cuda_attention(pybind11::module_& m);
 void register_cuda_sample(pybind11::module_& m);
+void register_cuda_step(pybind11::module_& m);
 
 }  // namespace stoker

@@ -93,7 +93,7 @@ bool run_prefill(const PrefillTensors& t, py::handle plan, const TensorMatcher& 
   match(work, "plan.work", {kAnySize, 8}).dtype(DType::int32);
   match(indptr, "plan.work_indptr", {kAnySize}).dtype(DType::int32);
   match(workspace, "plan.prefill_workspace", {kAnySize}).dtype(DType::uint8);
-  match.require(indptr.size(0) >= 3, "plan.work_indptr", "is too short");
+  match.require(indptr.size(0) >= 4, "plan.work_indptr", "is too short");
   match.require(workspace.numel() >= static_cast<int64_t>(cuda::prefill_workspace_bytes(
                                          slots, p.num_kv_heads, p.head_dim)),
                 "plan.prefill_workspace", "is smaller than prefill_workspace_bytes");
@@ -103,7 +103,7 @@ bool run_prefill(const PrefillTensors& t, py::handle plan, const TensorMatcher& 
   p.row_indptr = t.row_indptr.data<int32_t>();
   p.row_kv_len = t.row_kv_len.data<int32_t>();
   p.items = work.data<cuda::PrefillItem>();
-  p.item_range = indptr.data<int32_t>() + (indptr.size(0) - 2);  // see AttentionPlanner::plan
+  p.item_range = indptr.data<int32_t>() + (indptr.size(0) - 3);  // see AttentionPlanner::plan
   p.workspace = workspace.data();
   p.num_partials = slots;
   p.num_workers = plan.attr("num_prefill_workers").cast<int32_t>();

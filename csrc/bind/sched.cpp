@@ -11,6 +11,7 @@ void register_sched(pybind11::module_& core) {
   register_sched_batch(m);
   register_sched_results(m);
   register_scheduler(m);
+  register_sched_stager(m);
 }
 
 }  // namespace stoker

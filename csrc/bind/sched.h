@@ -36,5 +36,6 @@ void register_sched_config(pybind11::module_& m);
 void register_sched_batch(pybind11::module_& m);
 void register_sched_results(pybind11::module_& m);
 void register_scheduler(pybind11::module_& m);
+void register_sched_stager(pybind11::module_& m);
 
 }  // namespace stoker

@@ -84,6 +84,7 @@ void register_sched_batch(py::module_& m) {
       .def_readonly("min_block_size", &BatchLimits::min_block_size)
       .def_readonly("max_attention_work", &BatchLimits::max_attention_work)
       .def_readonly("num_attention_workers", &BatchLimits::num_attention_workers)
+      .def_readonly("num_attention_lists", &BatchLimits::num_attention_lists)
       .def_readonly("max_seat_words", &BatchLimits::max_seat_words);
 
   py::class_<BatchLayout>(m, "BatchLayout", "Where each section of a batch buffer lies.")

@@ -45,7 +45,9 @@ void register_sched_config(py::module_& m) {
       .def_readwrite("window", &Geometry::window)
       .def_readwrite("num_decode_workers", &Geometry::num_decode_workers)
       .def_readwrite("prefill_tile_tokens", &Geometry::prefill_tile_tokens)
-      .def_readwrite("num_prefill_workers", &Geometry::num_prefill_workers);
+      .def_readwrite("num_prefill_workers", &Geometry::num_prefill_workers)
+      .def_readwrite("num_processors", &Geometry::num_processors)
+      .def_readwrite("prefill_step_in_tokens", &Geometry::prefill_step_in_tokens);
 
   using Config = SchedulerConfig;
   py::class_<Config> config(m, "SchedulerConfig",
@@ -78,7 +80,8 @@ void register_sched_config(py::module_& m) {
       .def_readwrite("max_queued_per_tenant", &Config::max_queued_per_tenant)
       .def_readwrite("max_queued_reqs", &Config::max_queued_reqs)
       .def_readwrite("seed", &Config::seed)
-      .def_readwrite("attention", &Config::attention);
+      .def_readwrite("attention", &Config::attention)
+      .def_readwrite("attention_windows", &Config::attention_windows);
 }
 
 }  // namespace stoker

@@ -60,6 +60,10 @@ struct DecodeParams {
   // May work list, block table and KV of earlier tokens be read before the kernel ahead in the
   // stream has ended? It may then write q and the KV of this step's own tokens only.
   bool early;
+  // Launched right behind the prefill kernel of the same step, which waited for everything before
+  // it: nothing is left to wait for, and the two run side by side. The end of this launch is then
+  // the end of both.
+  bool beside;
 };
 cudaError_t decode_attention(const DecodeParams& p, const LaunchOptions& how);
 

@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(Tr::kThreads)
   int& arrived = *reinterpret_cast<int*>(items + kItemsHeld);
   const uint32_t ring = ptx::shared_address(shared) + warp * Tr::kStages * Tr::kStageBytes;
 
-  bool waited = false;
+  bool waited = p.beside;
   auto wait_for_inputs = [&] {
     if (waited) return;
     ptx::grid_dependency_wait();
@@ -47,6 +47,7 @@ __global__ void __launch_bounds__(Tr::kThreads)
   __syncthreads();
   if (items[0].row < 0) {
     wait_for_inputs();
+    if (p.beside && worker == 0) ptx::grid_dependency_wait();
     return;
   }
   const int num_items = 1 + rest;
@@ -267,6 +268,8 @@ __global__ void __launch_bounds__(Tr::kThreads)
     }
   }
   ptx::cp_async_wait<0>();
+  if (p.beside && worker == 0)
+    ptx::grid_dependency_wait();  // so that what follows finds the chunks done too
 }
 
 // Raises the block's shared-memory limit once a device and instantiation, then launches.

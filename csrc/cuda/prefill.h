@@ -60,7 +60,8 @@ struct PrefillParams {
   const int32_t* row_kv_len;
   const PrefillItem* items;  // on the device, heaviest first
   const int32_t*
-      item_range;          // on the device: items [item_range[0], item_range[1]) are this launch's
+      item_range;          // on the device: items [item_range[0], item_range[1]) are this launch's,
+                           // for at most item_range[2] of its thread blocks (wgmma alone heeds it)
   void* workspace;         // prefill_workspace_bytes; zeroed once, when it is allocated
   int64_t out_row_stride;  // elements
   int64_t q_row_stride;    // elements

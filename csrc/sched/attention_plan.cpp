@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 
 #include "base/check.h"
 
@@ -36,8 +37,13 @@ int32_t whole_heads(int32_t units, int32_t splits) {
 
 }  // namespace
 
-AttentionPlanner::AttentionPlanner(const AttentionGeometry& geometry) : geometry_(geometry) {
+AttentionPlanner::AttentionPlanner(const AttentionGeometry& geometry)
+    : geometry_(geometry), active_(geometry.num_decode_workers) {
   check(geometry.num_decode_workers > 0 && geometry.num_decode_heads > 0, "attention geometry");
+  check(
+      geometry.num_processors == 0 || (geometry.num_prefill_workers > 0 &&
+                                       geometry.num_decode_workers % geometry.num_processors == 0),
+      "attention geometry: decode workers and multiprocessors");
   const auto workers = size_t(geometry.num_decode_workers);
   kept_load_.resize(workers);
   kept_counts_.resize(workers);
@@ -96,7 +102,7 @@ void AttentionPlanner::add_pieces(std::vector<Piece>& to, int32_t worker, int32_
 // Deals the units of rows [row_begin, row_end) of dealt_, which have splits of one length. Workers
 // lie in few runs of equal load, since each class gives the same number of units to all of a run.
 void AttentionPlanner::deal(size_t row_begin, size_t row_end) {
-  const auto workers = int64_t(geometry_.num_decode_workers);
+  const auto workers = int64_t{active_};
   int64_t units = 0, cost_of_all = 0;
   for (size_t i = row_begin; i < row_end; ++i) {
     units += units_of(dealt_[i]);
@@ -161,7 +167,7 @@ void AttentionPlanner::deal(size_t row_begin, size_t row_end) {
 
 // One run of consecutive units a worker, whatever their lengths: few cuts, and less even.
 void AttentionPlanner::deal_in_order() {
-  const auto workers = int64_t(geometry_.num_decode_workers);
+  const auto workers = int64_t{active_};
   at_row_ = 0;
   at_unit_ = at_split_ = 0;
   open_slots_ = -1;
@@ -184,7 +190,7 @@ bool AttentionPlanner::assign(int32_t max_pieces, int32_t max_slots, bool by_len
   pieces_.clear();
   num_slots_ = 0;
   if (by_length) {
-    runs_.assign(1, {geometry_.num_decode_workers, 0});
+    runs_.assign(1, {active_, 0});
     for (size_t begin = 0; begin < dealt_.size();) {
       size_t end = begin + 1;
       while (end < dealt_.size() && dealt_[end].split_shift == dealt_[begin].split_shift) ++end;
@@ -292,7 +298,7 @@ void AttentionPlanner::plan_added() {
   at_row_ = 0;
   at_unit_ = at_split_ = 0;
   open_slots_ = -1;
-  const size_t workers = load_.size();
+  const auto workers = size_t(active_);
   int64_t limit = total_ / int64_t(workers);
   size_t worker = 0;
   while (at_row_ < dealt_.size()) {
@@ -396,6 +402,17 @@ int32_t AttentionPlanner::write(std::span<const int32_t> row_kv_len, DecodeWork*
   return end;
 }
 
+// Multiprocessors for the chunks of a step that has decode rows too: those with which both halves
+// take equally long.
+int32_t AttentionPlanner::share_of_chunks() const {
+  const double chunks =
+      double(prefill_steps_) * geometry_.num_kv_heads * geometry_.prefill_step_in_tokens;
+  const double share = geometry_.num_processors * chunks / (chunks + double(total_));
+  const int64_t most =
+      std::min<int64_t>(num_tiles_ * geometry_.num_kv_heads, geometry_.num_processors - 1);
+  return int32_t(std::clamp<int64_t>(int64_t(share + 0.5), 1, std::max<int64_t>(most, 1)));
+}
+
 AttentionPlan AttentionPlanner::plan(std::span<const int32_t> row_seat,
                                      std::span<const int32_t> row_indptr,
                                      std::span<const int32_t> row_kv_len, int32_t num_decode_rows,
@@ -403,6 +420,15 @@ AttentionPlan AttentionPlanner::plan(std::span<const int32_t> row_seat,
                                      std::span<int32_t> work_indptr) {
   const auto workers = size_t(geometry_.num_decode_workers);
   Change change = survey(row_seat, row_kv_len, num_decode_rows);
+  survey_chunks(row_indptr, row_kv_len, num_decode_rows);
+  int32_t prefill_limit = std::numeric_limits<int32_t>::max();
+  int32_t active = geometry_.num_decode_workers;
+  if (geometry_.num_processors > 1 && total_ > 0 && num_tiles_ > 0) {
+    prefill_limit = share_of_chunks();
+    active = active / geometry_.num_processors * (geometry_.num_processors - prefill_limit);
+  }
+  if (active != active_) change = Change::all;
+  active_ = active;
   const auto fits = [&] {
     return int32_t(kept_.size() + added_pieces_.size()) <=
                num_decode_rows + kCutsAWorker * geometry_.num_decode_workers &&
@@ -413,7 +439,7 @@ AttentionPlan AttentionPlanner::plan(std::span<const int32_t> row_seat,
     if (!fits()) change = Change::all;
   }
   if (change == Change::all) plan_all(row_seat, row_kv_len, num_decode_rows);
-  check(work_indptr.size() >= workers + 3, "attention plan: work_indptr is too small");
+  check(work_indptr.size() >= workers + 4, "attention plan: work_indptr is too small");
   const size_t most = workers + kept_.size() + added_pieces_.size();
   check(work.size() >= most, "attention plan: the list is too small");
   auto* const out = reinterpret_cast<DecodeWork*>(work.data());
@@ -439,8 +465,9 @@ AttentionPlan AttentionPlanner::plan(std::span<const int32_t> row_seat,
   }
   work_indptr[workers + 1] = end;
   AttentionPlan plan;
-  end = plan_prefill(row_indptr, row_kv_len, num_decode_rows, work, end, &plan.num_prefill_slots);
+  end = plan_prefill(row_indptr, row_kv_len, work, end, &plan.num_prefill_slots);
   work_indptr[workers + 2] = end;
+  work_indptr[workers + 3] = prefill_limit;
   plan.num_work = end;
   plan.num_decode_slots = num_slots_;
   return plan;

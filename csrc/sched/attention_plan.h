@@ -62,6 +62,12 @@ struct AttentionGeometry {
   int32_t prefill_tile_tokens =
       0;  // query tokens of a prefill tile; 0: this step's chunks need no list
   int32_t num_prefill_workers = 0;  // thread blocks that take tiles; 0: tiles stay whole
+  // Multiprocessors that decode rows and chunks of one step share out between them and run side by
+  // side on (a multiple of num_decode_workers runs on them); 0: one after the other, each on all.
+  int32_t num_processors = 0;
+  // What a tile's step over one KV head costs a multiprocessor, in tokens of a decode head. With
+  // the default both halves of a mixed step end about together, on an H200 as on an H100.
+  int32_t prefill_step_in_tokens = 200;
 };
 
 // What a plan used, and where its parts are.
@@ -83,7 +89,7 @@ class AttentionPlanner {
   static int32_t work_capacity(const AttentionGeometry& geometry, int32_t max_rows,
                                int32_t max_tokens);
   static int32_t indptr_size(const AttentionGeometry& geometry) {
-    return geometry.num_decode_workers + 3;
+    return geometry.num_decode_workers + 4;
   }
   static int32_t decode_slot_capacity(const AttentionGeometry& geometry) {
     return geometry.num_decode_workers * kMaxDecodeSplits;
@@ -92,9 +98,11 @@ class AttentionPlanner {
 
   // Writes the list. work[w] is decode worker w's first item (row -1: none), its further ones are
   // work[work_indptr[w] .. work_indptr[w + 1]); prefill tiles, longest rows first, are
-  // work[work_indptr[W + 1] .. work_indptr[W + 2]), W = num_decode_workers. Decode rows come first,
-  // one token each; rows with row_kv_len <= 0 are padding. Throws InternalError if a span is
-  // smaller than its capacity requires.
+  // work[work_indptr[W + 1] .. work_indptr[W + 2]), W = num_decode_workers, and at most
+  // work_indptr[W + 3] thread blocks may take them. Side by side, the first decode workers alone
+  // have work: as many as the multiprocessors left to them hold. Decode rows come first, one token
+  // each; rows with row_kv_len <= 0 are padding. Throws InternalError if a span is smaller than its
+  // capacity requires.
   AttentionPlan plan(std::span<const int32_t> row_seat, std::span<const int32_t> row_indptr,
                      std::span<const int32_t> row_kv_len, int32_t num_decode_rows,
                      std::span<AttentionWork> work, std::span<int32_t> work_indptr);
@@ -141,6 +149,9 @@ class AttentionPlanner {
                 int32_t num_decode_rows);
   void plan_added();
   void drop_gone();
+  void survey_chunks(std::span<const int32_t> row_indptr, std::span<const int32_t> row_kv_len,
+                     int32_t num_decode_rows);
+  int32_t share_of_chunks() const;
   bool assign(int32_t max_pieces, int32_t max_slots, bool by_length);
   void deal(size_t row_begin, size_t row_end);
   void deal_in_order();
@@ -154,8 +165,7 @@ class AttentionPlanner {
     return geometry_.window > 0 && kv_len > geometry_.window ? kv_len - geometry_.window : 0;
   }
   int32_t plan_prefill(std::span<const int32_t> row_indptr, std::span<const int32_t> row_kv_len,
-                       int32_t num_decode_rows, std::span<AttentionWork> work, int32_t begin,
-                       int32_t* num_slots);
+                       std::span<AttentionWork> work, int32_t begin, int32_t* num_slots);
 
   AttentionGeometry geometry_;
   uint32_t step_ = 0;
@@ -184,6 +194,9 @@ class AttentionPlanner {
   std::vector<Run> runs_, next_runs_;
   std::vector<int32_t> order_;  // of prefill rows
   int64_t total_ = 0;           // cost of all rows
+  int64_t prefill_steps_ = 0;   // of the chunks: tiles times what a kernel takes of KV at a time
+  int64_t num_tiles_ = 0;
+  int32_t active_;  // workers that may have decode rows
   int32_t num_slots_ = 0;
   // Where dealing stands: a row of dealt_, its next unit, that unit's split, and the slots of the
   // head that the last piece cut.

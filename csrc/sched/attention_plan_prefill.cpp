@@ -40,27 +40,34 @@ int32_t AttentionPlanner::prefill_slot_capacity(const AttentionGeometry& geometr
   return 2 * div_up(geometry.num_prefill_workers, geometry.num_kv_heads) + 32;
 }
 
+void AttentionPlanner::survey_chunks(std::span<const int32_t> row_indptr,
+                                     std::span<const int32_t> row_kv_len, int32_t num_decode_rows) {
+  order_.clear();
+  prefill_steps_ = num_tiles_ = 0;
+  if (geometry_.prefill_tile_tokens == 0) return;
+  for (int32_t row = num_decode_rows; row < int32_t(row_kv_len.size()); ++row) {
+    const int32_t kv_len = row_kv_len[size_t(row)];
+    if (kv_len <= 0) continue;
+    const int32_t tokens = row_indptr[size_t(row) + 1] - row_indptr[size_t(row)];
+    const int32_t tiles = div_up(tokens, geometry_.prefill_tile_tokens);
+    order_.push_back(row);
+    num_tiles_ += tiles;
+    for (int32_t index = 0; index < tiles; ++index)
+      prefill_steps_ += cost_of(tile_of(geometry_, row, index, tokens, kv_len));
+  }
+}
+
 int32_t AttentionPlanner::plan_prefill(std::span<const int32_t> row_indptr,
-                                       std::span<const int32_t> row_kv_len, int32_t num_decode_rows,
+                                       std::span<const int32_t> row_kv_len,
                                        std::span<AttentionWork> work, int32_t begin,
                                        int32_t* num_slots) {
   *num_slots = 0;
-  if (geometry_.prefill_tile_tokens == 0) return begin;
   const auto tokens_of = [&](int32_t row) {
     return row_indptr[size_t(row) + 1] - row_indptr[size_t(row)];
   };
   const auto tiles_of = [&](int32_t row) {
     return div_up(tokens_of(row), geometry_.prefill_tile_tokens);
   };
-  order_.clear();
-  int64_t total = 0;
-  for (int32_t row = num_decode_rows; row < int32_t(row_kv_len.size()); ++row) {
-    const int32_t kv_len = row_kv_len[size_t(row)];
-    if (kv_len <= 0) continue;
-    order_.push_back(row);
-    for (int32_t index = 0; index < tiles_of(row); ++index)
-      total += cost_of(tile_of(geometry_, row, index, tokens_of(row), kv_len));
-  }
   // The longest rows first and a row's tiles from its end, so that the last to be taken are light;
   // a row's tiles together, since they read the same KV.
   std::sort(order_.begin(), order_.end(), [&](int32_t a, int32_t b) {
@@ -81,9 +88,9 @@ int32_t AttentionPlanner::plan_prefill(std::span<const int32_t> row_indptr,
       const int32_t splits = div_up(kv_end, kPrefillSplit) - first_split;
       // Shared when it alone would take half as long again as an even share of everything, and more
       // than a split's worth.
-      const bool share =
-          cost_of(item) * kTilePositions > kPrefillSplit &&
-          cost_of(item) * geometry_.num_prefill_workers * 2 > total * geometry_.num_kv_heads * 3;
+      const bool share = cost_of(item) * kTilePositions > kPrefillSplit &&
+                         cost_of(item) * geometry_.num_prefill_workers * 2 >
+                             prefill_steps_ * geometry_.num_kv_heads * 3;
       if (!share || splits < 2 || *num_slots + splits > max_slots) {
         add(item);
         continue;

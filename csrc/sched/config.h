@@ -101,8 +101,10 @@ struct SchedulerConfig {
   int32_t max_queued_reqs = 0;               // 0: no limit
   uint64_t seed = 0;  // for the seeds of reqs that bring none, and the policy `random`
   // What the executor's attention kernels want a work list for; num_decode_workers 0: no list is
-  // written.
+  // written. One list for each of `attention_windows`, in their order, in place of
+  // attention.window; empty: one.
   AttentionGeometry attention;
+  std::vector<int32_t> attention_windows;
 };
 
 // Fills what follows from the rest (kv_groups, max_model_len) and throws InvalidArgument on what

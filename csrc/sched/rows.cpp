@@ -304,6 +304,23 @@ void Scheduler::write_chunk_row(Req& req, int32_t num_tokens) {
   ++stats_.num_prefill_rows;
 }
 
+// Writes the work lists, one a window; returns the entries used, up to the last list's end.
+int32_t Scheduler::plan_attention(BatchHeader& header) {
+  const auto rows = static_cast<size_t>(at_.rows);
+  const auto stride = static_cast<size_t>(limits_.max_attention_work);
+  const auto indptr_stride = static_cast<size_t>(AttentionPlanner::indptr_size(config_.attention));
+  size_t used = 0;
+  for (size_t i = 0; i < planners_.size(); ++i) {
+    const AttentionPlan plan = planners_[i].plan(
+        {at_.row_seat, rows}, {at_.row_indptr, rows + 1}, {at_.row_kv_len, rows},
+        stats_.num_decode_rows, out_.all<AttentionWork>(Section::work).subspan(i * stride, stride),
+        out_.all<int32_t>(Section::work_indptr).subspan(i * indptr_stride, indptr_stride));
+    header.num_partials = std::max(header.num_partials, plan.num_decode_slots);
+    used = i * stride + static_cast<size_t>(plan.num_work);
+  }
+  return static_cast<int32_t>(used);
+}
+
 bool Scheduler::finish_step() {
   if (at_.rows == 0 && at_.transfers == 0) {
     // Nothing to launch. Table changes that were due stay due.
@@ -341,19 +358,9 @@ bool Scheduler::finish_step() {
   use(Section::token_ids, at_.tokens);
   use(Section::positions, at_.tokens);
   use(Section::slots, (num_groups_ - 1) * config_.max_num_batched_tokens + at_.tokens);
-  if (planner_) {
-    const auto rows = static_cast<size_t>(at_.rows);
-    const AttentionPlan plan =
-        planner_->plan({at_.row_seat, rows}, {at_.row_indptr, rows + 1}, {at_.row_kv_len, rows},
-                       stats_.num_decode_rows, out_.all<AttentionWork>(Section::work),
-                       out_.all<int32_t>(Section::work_indptr));
-    header.num_partials = plan.num_decode_slots;
-    use(Section::work_indptr, AttentionPlanner::indptr_size(config_.attention));
-    use(Section::work, plan.num_work);
-  } else {
-    use(Section::work_indptr, 0);
-    use(Section::work, 0);
-  }
+  const int32_t work = plan_attention(header);
+  use(Section::work_indptr, work > 0 ? layout_.capacity(Section::work_indptr) : 0);
+  use(Section::work, work);
   use(Section::table_changes, at_.table_changes);
   use(Section::seat_changes, at_.seat_changes);
   use(Section::seat_data, at_.seat_words);

@@ -37,9 +37,9 @@ int64_t capacity_of(Section s, const BatchLimits& limits) {
     case Section::slots:
       return groups * tokens;
     case Section::work_indptr:
-      return limits.num_attention_workers > 0 ? limits.num_attention_workers + 3 : 0;
+      return int64_t{limits.num_attention_lists} * (limits.num_attention_workers + 4);
     case Section::work:
-      return limits.max_attention_work;
+      return int64_t{limits.num_attention_lists} * limits.max_attention_work;
     case Section::table_changes:
       // Growth of every row, plus whole tables of reqs that take a seat: admission stops when this
       // many are written.

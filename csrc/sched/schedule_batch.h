@@ -27,6 +27,7 @@ struct BatchLimits {
   int32_t max_attention_work =
       0;  // entries of the attention work list (0: the executor takes none)
   int32_t num_attention_workers = 0;  // fixed grid that walks the work list
+  int32_t num_attention_lists = 0;    // one a window that the model's layers use
   int32_t max_seat_words = 0;         // int32 words of seat_data a step
 };
 
@@ -47,8 +48,8 @@ enum class Section : int32_t {
   positions,     // [tokens] int32
   slots,         // [groups][max tokens] int32: block * block_size + offset; group g starts at g *
                  // max_num_batched_tokens
-  work_indptr,   // [workers + 1] int32: worker w's items
-  work,          // [items] AttentionWork
+  work_indptr,   // [lists][workers + 4] int32: worker w's items, and the chunks' (attention_plan.h)
+  work,          // [lists][max_attention_work] AttentionWork
   table_changes,  // [n] TableChange
   seat_changes,   // [n] SeatChange
   seat_data,      // [n] int32: variable-length parts of the seat changes

@@ -23,6 +23,8 @@ BatchLimits limits_of(const SchedulerConfig& config) {
     limits.max_attention_work = AttentionPlanner::work_capacity(
         config.attention, config.max_num_seqs, config.max_num_batched_tokens);
     limits.num_attention_workers = config.attention.num_decode_workers;
+    limits.num_attention_lists =
+        std::max<int32_t>(1, static_cast<int32_t>(config.attention_windows.size()));
   }
   limits.max_seat_words = 2 * config.max_model_len + kMaxSeatExtraWords;
   return limits;
@@ -49,8 +51,12 @@ Scheduler::Scheduler(SchedulerConfig config)
   if (config_.enable_prefix_caching) {
     prefix_ = std::make_unique<PrefixCache>(pools_, block_size_, windows_, config_.prefix_eviction);
   }
-  if (config_.attention.num_decode_workers > 0)
-    planner_ = std::make_unique<AttentionPlanner>(config_.attention);
+  for (int32_t i = 0; i < limits_.num_attention_lists; ++i) {
+    AttentionGeometry geometry = config_.attention;
+    if (!config_.attention_windows.empty())
+      geometry.window = config_.attention_windows[static_cast<size_t>(i)];
+    planners_.emplace_back(geometry);
+  }
   fair_ = config_.schedule_policy == Policy::fair;
   for (Seat seat = config_.max_num_seqs; seat >= 1; --seat) free_seats_.push_back(seat);
   seat_busy_until_.assign(static_cast<size_t>(config_.max_num_seqs) + 1, 0);

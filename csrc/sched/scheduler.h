@@ -214,6 +214,7 @@ class Scheduler {
   void admit_urgent();
   void admit_waiting(double outranking = std::numeric_limits<double>::infinity());
   bool unstick();
+  int32_t plan_attention(BatchHeader& header);
   bool finish_step();
 
   void make_way();
@@ -301,7 +302,7 @@ class Scheduler {
   bool any_window_ = false;
   NewTokenRatio ratio_;
 
-  std::unique_ptr<AttentionPlanner> planner_;  // null: the executor takes no work list
+  std::vector<AttentionPlanner> planners_;  // one a list; none: the executor takes no work list
 
   std::vector<ReqPtr> reqs_;  // by ReqId
   std::vector<ReqId> free_ids_;

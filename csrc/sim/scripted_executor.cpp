@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "base/planted_bugs.h"
+#include "sched/attention_plan.h"
 
 namespace stoker::sim {
 
@@ -398,17 +399,39 @@ void ScriptedExecutor::sample_out(Step& step, int32_t out, int32_t row, int32_t 
   }
 }
 
+// Each list's items are of rows of this step and of their KV: decode items of workers, then chunks'
+// tiles.
 void ScriptedExecutor::check_work(const BatchBuffer& batch) {
-  const auto work = batch.used<AttentionWork>(Section::work);
-  if (work.empty()) return;
+  if (batch.used<AttentionWork>(Section::work).empty()) return;
   const BatchHeader& h = batch.header();
+  const BatchLimits& limits = batch.layout().limits();
+  const auto workers = static_cast<size_t>(limits.num_attention_workers);
   const auto indptr = batch.used<int32_t>(Section::row_indptr);
-  for (const AttentionWork& w : work) {
-    const bool ok = w.row >= 0 && w.row < h.num_rows && w.q_begin >= 0 && w.q_count > 0 &&
-                    w.q_begin + w.q_count <= indptr[static_cast<size_t>(w.row) + 1] -
-                                                 indptr[static_cast<size_t>(w.row)] &&
-                    w.kv_begin >= 0 && w.kv_begin < w.kv_end;
-    if (!ok) kv_->violate("attention work out of range", text("row", w.row));
+  const auto kv_len = batch.used<int32_t>(Section::row_kv_len);
+  for (int32_t list = 0; list < limits.num_attention_lists; ++list) {
+    const auto work = batch.all<AttentionWork>(Section::work)
+                          .subspan(static_cast<size_t>(list * limits.max_attention_work),
+                                   static_cast<size_t>(limits.max_attention_work));
+    const auto ends = batch.all<int32_t>(Section::work_indptr)
+                          .subspan(static_cast<size_t>(list) * (workers + 4), workers + 4);
+    for (size_t i = 0; i < static_cast<size_t>(ends[workers]); ++i) {
+      const auto& w = reinterpret_cast<const DecodeWork&>(work[i]);
+      if (w.row == -1 && i < workers) continue;  // a worker without work
+      const bool ok = w.row >= 0 && w.row < h.num_decode_rows &&
+                      w.kv_len == kv_len[static_cast<size_t>(w.row)] && w.kv_begin < w.kv_len &&
+                      w.unit_begin < w.unit_end;
+      if (!ok) kv_->violate("attention work of a decode row is wrong", text("row", w.row));
+    }
+    for (int32_t i = ends[workers + 1]; i < ends[workers + 2]; ++i) {
+      const AttentionWork& w = work[static_cast<size_t>(i)];
+      const bool ok = w.row >= h.num_decode_rows && w.row < h.num_rows && w.q_begin >= 0 &&
+                      w.q_count > 0 &&
+                      w.q_begin + w.q_count <= indptr[static_cast<size_t>(w.row) + 1] -
+                                                   indptr[static_cast<size_t>(w.row)] &&
+                      w.kv_begin >= 0 && w.kv_begin < w.kv_end &&
+                      w.kv_end <= kv_len[static_cast<size_t>(w.row)];
+      if (!ok) kv_->violate("attention work of a chunk is wrong", text("row", w.row));
+    }
   }
 }
 

@@ -88,3 +88,54 @@ def prefill_geometry(q: torch.Tensor, k_cache: torch.Tensor) -> tuple[int, int]:
 
 def prefill_workspace_bytes(num_slots: int, num_kv_heads: int, head_dim: int) -> int:
     """Of a workspace that is zeroed once."""
+
+def begin_step(
+    front: torch.Tensor,
+    table_changes: torch.Tensor,
+    seat_changes: torch.Tensor,
+    tables: torch.Tensor,
+    records: torch.Tensor,
+) -> None:
+    """Applies as many of a step's table and seat changes as its front says."""
+
+def end_step(
+    front: torch.Tensor, sampled: torch.Tensor, seats: torch.Tensor, last_token: torch.Tensor
+) -> None:
+    """last_token[seats[i]] = sampled[i], and the tokens to the host's memory that the front names."""
+
+class StepLauncher:
+    """Starts steps on one stream (csrc/cuda/step_launcher.h); addresses and handles are integers."""
+
+    def __init__(self, device: int, stream: int, index: int) -> None: ...
+    def add_entry(self, host: int) -> None: ...
+    def set_graph(self, kind: int, bucket: int, graph: int) -> None: ...
+    def begin(self, entry: int) -> None: ...
+    def upload(
+        self,
+        entry: int,
+        body: int,
+        table_begin: int,
+        table_bytes: int,
+        seat_begin: int,
+        seat_bytes: int,
+    ) -> None: ...
+    def replay(self, kind: int, bucket: int) -> None: ...
+    def end(self, entry: int) -> None: ...
+    def launch(
+        self,
+        entry: int,
+        kind: int,
+        tokens: int,
+        outs: int,
+        body: int,
+        table_begin: int,
+        table_bytes: int,
+        seat_begin: int,
+        seat_bytes: int,
+    ) -> None:
+        """All of a step that graphs do."""
+
+    def wait(self, entry: int) -> float:
+        """Until the entry's step is done, without the GIL: milliseconds that it took on the device."""
+
+    def is_done(self, entry: int) -> bool: ...

@@ -60,6 +60,7 @@ class EngineConfig:
     swap_space: float = 0.0
     """GiB of host memory for swapped requests; 0: preemption is by recompute."""
     kv_cache_dtype: str = "auto"
+    """auto: the type of the activations; fp8: e4m3, with the checkpoint's scales where it has some, else 1.0."""
 
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True
@@ -82,6 +83,8 @@ class EngineConfig:
     cuda_graph_sizes: tuple[int, ...] | None = None
     """Token buckets that are captured; None: powers of two and what lies between, up to 512."""
     quantization: str | None = None
+    """fp8: linear layers in e4m3, a scale for each output feature, inputs quantised for each token. Checkpoints that are
+    fp8 already are run so by themselves."""
     tensor_parallel_size: int = 1
     progress: bool = True
     """Show a bar while weights load."""
@@ -137,10 +140,13 @@ class EngineConfig:
             raise ValueError(
                 f"tensor_parallel_size={self.tensor_parallel_size}: not built yet; only 1 is allowed"
             )
-        if self.quantization is not None:
-            raise ValueError(f"quantization={self.quantization!r}: not built yet; only None is allowed")
-        if self.kv_cache_dtype != "auto":
-            raise ValueError(f"kv_cache_dtype={self.kv_cache_dtype!r}: not built yet; only 'auto' is allowed")
+        _require(self.quantization in (None, "fp8"), "quantization", self.quantization, "None or 'fp8'")
+        _require(
+            self.kv_cache_dtype in ("auto", "fp8", "fp8_e4m3"),
+            "kv_cache_dtype",
+            self.kv_cache_dtype,
+            "'auto' or 'fp8' (e4m3)",
+        )
 
     @classmethod
     def from_kwargs(cls, model: str, **kwargs: Any) -> EngineConfig:
@@ -200,6 +206,10 @@ class ModelConfig:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     attention_multiplier: float | None = None
+    quantization: str | None = None
+    """fp8: the checkpoint's linear layers are e4m3 with scales."""
+    quantization_ignored: tuple[str, ...] = ()
+    """Modules that are not."""
 
     @property
     def scale(self) -> float:
@@ -233,10 +243,7 @@ class ModelConfig:
         if not architectures:
             raise ValueError(f"{source}: 'architectures' is missing; it must name one model class")
         architecture = str(architectures[0])
-        if raw.get("quantization_config"):
-            raise ValueError(
-                f"{source}: quantized checkpoints are not built yet; bf16, fp16 or fp32 is needed"
-            )
+        quantization, ignored = _quantization(raw, source)
         heads = _integer(raw, "num_attention_heads", source)
         hidden = _integer(raw, "hidden_size", source)
         head_dim = raw.get("head_dim") or hidden // heads
@@ -272,6 +279,8 @@ class ModelConfig:
             torch_dtype=dtype if dtype in DTYPES else "float32",
             bos_token_id=raw.get("bos_token_id"),
             eos_token_ids=token_ids(raw.get("eos_token_id")),
+            quantization=quantization,
+            quantization_ignored=ignored,
         )
 
 
@@ -340,6 +349,35 @@ def _windows(raw: dict[str, Any], architecture: str, layers: int) -> tuple[int |
         first = raw.get("max_window_layers", layers)
         return window, tuple(window if i >= first else 0 for i in range(layers))
     return window, ()
+
+
+def _quantization(raw: dict[str, Any], source: str) -> tuple[str | None, tuple[str, ...]]:
+    """What `quantization_config` says, of the two spellings of fp8 there are: quant_method "fp8" (a scale for each tensor,
+    or for each block of 128 x 128), and compressed-tensors' "float-quantized". Inputs are quantised for each token
+    whatever it says of them.
+    """
+    config = raw.get("quantization_config") or raw.get("compression_config")
+    if not config:
+        return None, ()
+    method = str(config.get("quant_method", ""))
+    if method == "fp8":
+        if config.get("weight_block_size") not in (None, [128, 128]):
+            raise ValueError(
+                f"{source}: weight_block_size={config['weight_block_size']} is not built; allowed is [128, 128]"
+            )
+        return "fp8", tuple(config.get("modules_to_not_convert") or config.get("ignored_layers") or ())
+    groups = (config.get("config_groups") or {}).values()
+    weights = [group.get("weights") or {} for group in groups]
+    if (
+        method == "compressed-tensors"
+        and weights
+        and all(w.get("type") == "float" and w.get("num_bits") == 8 for w in weights)
+    ):
+        return "fp8", tuple(config.get("ignore") or ())
+    raise ValueError(
+        f"{source}: a checkpoint quantized by {method or 'an unknown method'!r} is not built; allowed are fp8 "
+        "(quant_method 'fp8', or 'compressed-tensors' with 8-bit floats), bf16, fp16 and fp32"
+    )
 
 
 def _rope(raw: dict[str, Any], source: str) -> RopeConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -121,7 +122,7 @@ class LLM:
         `finished` marks a prompt's last. Leaving the loop early ends what still runs.
         """
         listed, _ = as_prompt_list(prompts)
-        assemblies = self._add(tokenize_prompts(listed, self.tokenizer), sampling_params, None)
+        assemblies = self._add(tokenize_prompts(listed, self.tokenizer), sampling_params, None, stream=True)
         stream = self._stream(assemblies)
         next(stream)
         return stream  # type: ignore[return-value]  # None comes once, above
@@ -157,7 +158,8 @@ class LLM:
         use_tqdm: bool,
         priority: Sequence[int] | None,
     ) -> list[RequestOutput]:
-        assemblies = self._add(requests, params, priority)
+        # Who looks at nothing on the way gets each answer at its end, which leaves the loop alone meanwhile.
+        assemblies = self._add(requests, params, priority, stream=use_tqdm and sys.stderr.isatty())
         with GenerateBar(len(assemblies), shown=use_tqdm) as bar:
             for assembly, new_tokens in self._drive(assemblies):
                 bar.advance(new_tokens, len(assembly.prompt_token_ids) if assembly.finished else None)
@@ -176,7 +178,12 @@ class LLM:
             self._abandon([assembly for assembly in assemblies if not assembly.finished])
 
     def _add(
-        self, requests: Sequence[TokenizedPrompt], params: Params, priority: Sequence[int] | None
+        self,
+        requests: Sequence[TokenizedPrompt],
+        params: Params,
+        priority: Sequence[int] | None,
+        *,
+        stream: bool,
     ) -> list[Assembly]:
         """Hands all requests to the engine, or none: nothing runs before the last of them was accepted."""
         if self._busy:
@@ -196,6 +203,7 @@ class LLM:
                         own,
                         priority=priority[index] if priority else 0,
                         cache_salt=request.cache_salt,
+                        stream=stream or bool(own.stop),
                     )
                 except ValueError as error:
                     raise ValueError(f"prompts[{index}]: {error}") from None

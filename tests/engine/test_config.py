@@ -60,7 +60,7 @@ def test_windows() -> None:
         ({"hidden_act": "relu"}, "hidden_act='relu'.*allowed is 'silu'"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type='yarn' is not built.*linear"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 0.5}}, "factor=0.5"),
-        ({"quantization_config": {"quant_method": "awq"}}, "quantized checkpoints are not built"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantized by .awq. is not built"),
     ],
 )
 def test_a_bad_config_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -6,21 +6,25 @@ whole bucket: so padding that is not harmless, or a change that is staged wrongl
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import ctypes
+import sys
+import types
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from stoker.config import EngineConfig, ModelConfig
-from stoker.engine import cuda_graphs, cuda_runner, cuda_step, weights
+from stoker.engine import cuda_graphs, cuda_runner, weights
+from stoker.engine.build import Attention
 from stoker.engine.cuda_runner import CudaRunner
 from stoker.engine.cuda_seats import CudaSeats
+from stoker.engine.cuda_transfers import CudaTransfers
 from stoker.engine.engine import Engine
 from stoker.engine.forward import Forward
 from stoker.engine.kv_cache import KVPool, kv_groups
-from stoker.engine.transfers import Transfers
 from stoker.layers.parameters import ParameterStore
 from stoker.models import registry
 from stoker.sampling_params import SamplingParams
@@ -28,42 +32,95 @@ from support import checkpoints
 
 CPU = torch.device("cpu")
 BLOCKS, SEQS, TOKENS, LENGTH = 30, 6, 40, 300
+WINDOWS = [0, 100]
 
 
 class StandIn:
-    """A stream or an event with nothing behind it."""
+    """A stream with nothing behind it."""
+
+    cuda_stream = 0
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
-    def record(self, *_: Any) -> None: ...
-    def synchronize(self) -> None: ...
-    def elapsed_time(self, _: Any) -> float:
+
+
+class Launcher:
+    """`_cuda.StepLauncher` where "device" memory is the host's: copies at once, and runs bodies where graphs would be replayed."""
+
+    def __init__(self, device: int, stream: int, index: int) -> None:
+        self._device = device
+        self._hosts: list[int] = []
+        self.bodies: dict[tuple[int, int], Any] = {}
+        self.used: set[tuple[int, int]] = set()
+        self.whole = 0
+
+    def add_entry(self, host: int) -> None:
+        self._hosts.append(host)
+
+    def begin(self, entry: int) -> None: ...
+    def end(self, entry: int) -> None: ...
+    def wait(self, entry: int) -> float:
         return 0.0
 
+    def is_done(self, entry: int) -> bool:
+        return True
 
-class NoPlans:
-    """The CPU's attention needs no work list."""
+    def upload(self, entry: int, body: int, *ranges: int) -> None:
+        # What is not sent must not be read.
+        ctypes.memset(self._device + body, 0xEE, 64)
+        for begin, size in ((0, body), ranges[:2], ranges[2:]):
+            ctypes.memmove(self._device + begin, self._hosts[entry] + begin, size)
 
-    windows = (0, 100)
-    work_entries, indptr_entries = 4, 4
-    has_prefill = True
+    def replay(self, kind: int, bucket: int) -> None:
+        self.used.add((kind, bucket))
+        self.bodies[kind, bucket](bucket)
 
-    def on_device(self, _: Any) -> None: ...
-    def plan(self, *_: Any) -> None: ...
-    def plan_nothing(self, *_: Any) -> None: ...
+    def launch(self, entry: int, kind: int, tokens: int, outs: int, *upload: int) -> None:
+        self.whole += 1
+        self.upload(entry, *upload)
+        with torch.inference_mode():
+            self.replay(kind, tokens)
+            if outs:
+                self.replay(cuda_graphs.HEAD, outs)
+
+
+def begin_step(front: Any, changes: Any, seats: Any, tables: Any, records: Any) -> None:
+    num_changes, num_seats = front[:8].view(torch.int32).tolist()
+    # In the opposite order: the device's order is anyone's.
+    for group, seat, index, block in reversed(changes[:num_changes].tolist()):
+        tables[group, seat, index] = block
+    for record in seats[:num_seats]:
+        records[int(record[0])] = record
+
+
+def end_step(front: Any, sampled: Any, seats: Any, last_token: Any) -> None:
+    last_token[seats.long()] = sampled.clamp_min(0)
+    ctypes.memmove(int(front[8:16].view(torch.int64)), sampled.data_ptr(), 4 * len(sampled))
 
 
 class Replayed(cuda_graphs.GraphSet):
-    """Runs the body where a graph would be replayed."""
+    """Keeps its body where it would capture it."""
 
-    used: set[int]
-
-    def capture(self, *_: Any) -> float:
-        self.used = set()
+    def capture(self, launcher: Any, *_: Any) -> float:
+        launcher.bodies.update({(self.kind, size): self.body for size in self.buckets})
         return 0.0
 
-    def replay(self, bucket: int) -> None:
-        self.used.add(bucket)
-        self._body(bucket)
+
+class Space:
+    """The CPU's attention needs no work list; the scheduler writes one all the same."""
+
+    plans_chunks = True
+    geometry: ClassVar = {
+        "num_decode_heads": 2,
+        "num_kv_heads": 2,
+        "num_decode_workers": 8,
+        "prefill_tile_tokens": 16,
+        "num_prefill_workers": 4,
+        "num_processors": 4,
+    }
+
+    def tensors(self, work: Any, indptr: Any) -> None:
+        assert work.shape[1] == 8
+        assert indptr.shape == (12,)
 
 
 @pytest.fixture
@@ -73,11 +130,13 @@ def cuda_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def unpinned(*args: Any, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
         return zeros(*args, **kwargs)
 
+    native = types.ModuleType("stoker._cuda")
+    native.__spec__ = ModuleSpec("stoker._cuda", None)
+    native.StepLauncher, native.begin_step, native.end_step = Launcher, begin_step, end_step  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "stoker._cuda", native)
     monkeypatch.setattr(torch.cuda, "Stream", StandIn)
     monkeypatch.setattr(torch.cuda, "set_stream", lambda _: None)
-    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    monkeypatch.setattr(cuda_step, "_timing_event", StandIn)
     monkeypatch.setattr(torch, "zeros", unpinned)
     monkeypatch.setattr(cuda_runner, "GraphSet", Replayed)
     # A mixed step's graph is captured with one decode row and finds the others in the list, which the CPU has not.
@@ -101,8 +160,10 @@ def make_runner(folder: Path, eager: bool) -> CudaRunner:
     pool = KVPool(kv_groups(model_config, 16, torch.float32)[0], model_config, BLOCKS, torch.float32, CPU)
     seats = CudaSeats(SEQS + 1, 1, -(-LENGTH // 16), model_config.vocab_size, CPU)
     forward = Forward(model, model_config, pool.layers, seats, TOKENS, SEQS, torch.float32, CPU)
-    plans: Any = NoPlans()
-    return CudaRunner(forward, seats, Transfers([pool], []), plans, [1, 2, 4, 6], True, enforce_eager=eager)
+    space: Any = Space()
+    return CudaRunner(
+        forward, seats, CudaTransfers([pool], []), space, WINDOWS, [1, 2, 4, 6], True, enforce_eager=eager
+    )
 
 
 @pytest.mark.usefixtures("cuda_on_cpu")
@@ -122,11 +183,13 @@ def test_tokens_equal_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def with_runner(config: EngineConfig) -> Any:
         import dataclasses
 
-        return dataclasses.replace(build(config), runner=runner, worker_thread=False)
+        attention = Attention(Space.geometry, WINDOWS)
+        return dataclasses.replace(build(config), runner=runner, worker_thread=False, attention=attention)
 
     monkeypatch.setattr(engine_module, "build", with_runner)
     config = EngineConfig(
         str(tmp_path),
+        device="cpu",
         max_num_seqs=SEQS,
         max_num_batched_tokens=TOKENS,
         max_model_len=LENGTH,
@@ -148,19 +211,23 @@ def test_tokens_equal_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert engine.stats().num_preemptions > 0
     agreement = checkpoints.compare(reference, answers)
     assert agreement.wrong == 0, agreement
-    if not eager:
-        mixed, decode, head = runner._mixed, runner._decode, runner._head
-        assert isinstance(mixed, Replayed)
-        assert isinstance(decode, Replayed)
-        assert isinstance(head, Replayed)
-        assert mixed.used == {16, 32}
-        assert decode.used
-        assert head.used
+    launcher = runner._launcher
+    used = {
+        kind: {bucket for k, bucket in launcher.used if k == kind}
+        for kind in (cuda_graphs.DECODE, cuda_graphs.MIXED, cuda_graphs.HEAD)
+    }
+    if eager:
+        assert not launcher.used
+        return
+    assert used[cuda_graphs.MIXED] == {16, 32}
+    assert used[cuda_graphs.DECODE]
+    assert used[cuda_graphs.HEAD]
+    assert launcher.whole > 0, "plain steps go out in one call"
 
 
 def test_buckets_hold_every_step_up_to_the_largest() -> None:
     for limit in (1, 3, 7, 64, 100, 256, 512, 1000):
         buckets = cuda_graphs.default_buckets(limit)
         assert buckets == sorted(set(buckets))
-        assert buckets[-1] == min(limit, 512)
+        assert buckets[-1] == min(limit, 2048)
         assert buckets[0] == min(limit, 8)

@@ -16,7 +16,14 @@ TILE, ROUND, MAX_SPLITS = 16, 64, 64
 ROW, SEAT, KV_BEGIN, KV_LEN, UNIT_BEGIN, UNIT_END, SHIFT, PARTIAL = range(8)
 
 
-def planner(workers: int = 8, heads: int = 2, window: int = 0, tile: int = 0, prefill_workers: int = 0):
+def planner(
+    workers: int = 8,
+    heads: int = 2,
+    window: int = 0,
+    tile: int = 0,
+    prefill_workers: int = 0,
+    processors: int = 0,
+):
     return _core.AttentionPlanner(
         num_decode_heads=heads,
         num_kv_heads=heads,
@@ -24,6 +31,7 @@ def planner(workers: int = 8, heads: int = 2, window: int = 0, tile: int = 0, pr
         num_decode_workers=workers,
         prefill_tile_tokens=tile,
         num_prefill_workers=prefill_workers,
+        num_processors=processors,
     )
 
 
@@ -44,7 +52,7 @@ def make(p, decode: list[int], chunks: list[tuple[int, int]] = (), seats: list[i
         work,
         work_indptr,
     )
-    workers = p.indptr_size - 3
+    workers = p.indptr_size - 4
     by_worker = []
     for w in range(workers):
         first = [work[w].tolist()] if int(work[w, ROW]) >= 0 else []
@@ -279,6 +287,37 @@ def test_long_tiles_are_shared_only_where_workers_would_idle() -> None:
         assert all(t[6] < 0 for t in tiles)
 
 
+def limit_of(p, decode, chunks) -> int:
+    """Thread blocks that may take tiles."""
+    indptr = torch.zeros(p.indptr_size, dtype=torch.int32)
+    work = torch.zeros(p.work_capacity(len(decode) + len(chunks), 10_000), 8, dtype=torch.int32)
+    lengths = [*decode, *(kv for _, kv in chunks)]
+    rows = torch.tensor([0, *itertools.accumulate([1] * len(decode) + [n for n, _ in chunks])])
+    seats = torch.arange(1, len(lengths) + 1, dtype=torch.int32)
+    p.plan(seats, rows.int(), torch.tensor(lengths, dtype=torch.int32), len(decode), work, indptr)
+    return int(indptr[-1])
+
+
+def test_decode_rows_and_chunks_share_the_device() -> None:
+    """Side by side each half has multiprocessors of its own; alone each has all, also right after a shared step."""
+    p = planner(264, 8, tile=32, prefill_workers=132, processors=132)
+    decode, chunk = [2048] * 64, (2048, 2048)
+    by_worker, tiles, (_, slots, _) = make(p, decode, [chunk])
+    share = limit_of(p, decode, [chunk])
+    assert 40 <= share <= 70, "both halves take about equally long"
+    busy = [w for w, items in enumerate(by_worker) if items]
+    assert max(busy) < 2 * (132 - share)
+    assert len(busy) > 132 - share
+    assert len(tiles) == 64
+    check_decode(by_worker, decode, 8, 0, slots)
+    by_worker, _, (_, slots, _) = make(p, decode)
+    assert max(w for w, items in enumerate(by_worker) if items) > 250
+    check_decode(by_worker, decode, 8, 0, slots)
+    assert limit_of(p, [], [chunk]) >= 132
+    assert limit_of(p, [4096] * 256, [(1, 4)]) == 1
+    assert limit_of(p, [1], [(8192, 8192)]) == 131
+
+
 def test_bad_arguments_are_refused() -> None:
     """The planner is a public tool: a list too small or counts that disagree are the caller's to hear about."""
     p = planner()
@@ -295,3 +334,5 @@ def test_bad_arguments_are_refused() -> None:
         p.plan(i32(1), i32(0, 1), i32(5, 6), 1, *good)
     with pytest.raises(ValueError, match="positive"):
         planner(workers=0)
+    with pytest.raises(ValueError, match="num_processors"):
+        planner(workers=8, tile=16, prefill_workers=4, processors=3)

@@ -61,6 +61,7 @@ class FakeEngine:
         *,
         priority: int = 0,
         cache_salt: str | None = None,
+        stream: bool = True,
     ) -> None:
         prompt = list(prompt_token_ids)
         if max(prompt) >= self.vocab_size or min(prompt) < 0:

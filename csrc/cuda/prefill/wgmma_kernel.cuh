@@ -31,6 +31,10 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
   __syncthreads();
   ptx::grid_dependency_wait();
   ptx::grid_dependency_launch();
+  if (static_cast<int>(blockIdx.x) >= p.item_range[2]) {  // this multiprocessor is for decode rows
+    if (threadIdx.x == 0) leave_queue(p);
+    return;
+  }
   const int warp = __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x) / 32, 0);
   if (warp < 4) {
     ptx::give_registers<24>();

@@ -19,6 +19,8 @@ class AttentionPlanner:
         num_decode_workers: int,
         prefill_tile_tokens: int,
         num_prefill_workers: int,
+        num_processors: int = 0,
+        prefill_step_in_tokens: int = 200,
     ) -> None: ...
     def plan(
         self,

@@ -1,7 +1,7 @@
 """The scheduler: decisions only, no tensor, thread or clock. See csrc/sched."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,8 @@ class AttentionGeometry:
     num_decode_workers: int
     prefill_tile_tokens: int
     num_prefill_workers: int
+    num_processors: int
+    prefill_step_in_tokens: int
     def __init__(self, **kwargs: Any) -> None: ...
 
 class SchedulerConfig:
@@ -55,6 +57,7 @@ class SchedulerConfig:
     max_queued_reqs: int
     seed: int
     attention: AttentionGeometry
+    attention_windows: list[int]
     def __init__(self, **kwargs: Any) -> None: ...
 
 class WaitReason:
@@ -174,6 +177,8 @@ class BatchLimits:
     def max_attention_work(self) -> int: ...
     @property
     def num_attention_workers(self) -> int: ...
+    @property
+    def num_attention_lists(self) -> int: ...
     @property
     def max_seat_words(self) -> int: ...
 
@@ -409,6 +414,28 @@ class Scheduler:
     def last_stats(self) -> StepStats: ...
     @property
     def new_token_ratio(self) -> float: ...
+
+class StepStager:
+    """Prepares steps for captured graphs (csrc/sched/step_stager.h); the arrays are written to."""
+
+    FRONT_BYTES: ClassVar[int]
+    def __init__(
+        self,
+        layout: Any,
+        *,
+        decode: Sequence[int],
+        mixed: Sequence[int],
+        heads: Sequence[int],
+        tables: _Ints,
+        num_logprobs: _Ints,
+        num_prompt_logprobs: _Ints,
+        has_penalties: npt.NDArray[np.uint8],
+    ) -> None: ...
+    def add(self, memory: npt.NDArray[np.uint8], result: int) -> None:
+        """A ring entry: FRONT_BYTES, then a batch buffer; the address where the device puts its tokens."""
+
+    def stage(self, index: int) -> tuple[bool, int, int, int, int, int, int, int, int]:
+        """(simple, graph, tokens, outs, body bytes, begin and bytes of table changes, of seat changes)."""
 
 class ReplayReport:
     @property

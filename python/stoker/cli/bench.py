@@ -24,8 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The two measurements and their sizes."""
     parser.add_argument(
         "what",
-        choices=("throughput", "latency", "phases", "batching", "serve"),
-        help="many requests at once; one batch again and again; prefill against decode; the batching modes; load for a server",
+        choices=("throughput", "latency", "phases", "batching", "serve", "kernels"),
+        help="many requests at once; one batch again and again; prefill against decode; the batching modes; load for a server; "
+        "a GPU's attention kernels beside their floors",
     )
     parser.add_argument(
         "-m", "--model", default="stoker-demo", help="checkpoint folder or hub id (default: stoker-demo)"
@@ -50,6 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repeat", type=int, default=5, metavar="N", help="latency: times each batch is run (default: 5)"
     )
+    parser.add_argument(
+        "--heads", default="32/8", metavar="Q/KV", help="kernels: query heads/KV heads (default: 32/8)"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random prompts")
     parser.add_argument(
         "--json", metavar="PATH", help='write the figures there too ("-": only JSON, on stdout)'
@@ -67,6 +71,20 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--batch-size {min(args.batch_size)}: must be at least 1")
     if args.what == "serve":
         return _report({"what": args.what, **_asked(args), **bench_serve.measure(args)}, args)
+    if args.what == "kernels":
+        from stoker.engine import kernel_bench
+
+        kv_dtype = engine_options(args).get("kv_cache_dtype", "auto")
+        return _report(
+            {
+                "what": args.what,
+                **_asked(args),
+                "heads": args.heads,
+                "results": list(kernel_bench.measure(args.heads, kv_dtype)),
+                "note": "Floors by the bandwidth and the bf16 products measured here; rows are (query tokens, KV).",
+            },
+            args,
+        )
     if args.what == "batching":
         from stoker.cli import bench_batching
 
@@ -175,7 +193,17 @@ def _latency(
 
 def _setting(llm: LLM, args: argparse.Namespace) -> dict[str, Any]:
     config = llm.engine.model_config
-    return {"layers": config.num_hidden_layers, "hidden_size": config.hidden_size, **_asked(args)}
+    engine = llm.engine
+    return {
+        "layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "dtype": engine.dtype,
+        "max_num_seqs": engine.max_num_seqs,
+        "prefix_caching": engine.config.enable_prefix_caching,
+        "graph_buckets": engine.graph_buckets,
+        "ledger": engine.ledger,
+        **_asked(args),
+    }
 
 
 def _asked(args: argparse.Namespace) -> dict[str, Any]:
@@ -193,9 +221,10 @@ def _show(figures: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console(highlight=False)
-    console.print(
-        f"{figures['what']} of {figures['model']}: prompts of {figures['input_len']} tokens, answers of {figures['output_len']}"
-    )
+    if figures["what"] != "kernels":
+        console.print(
+            f"{figures['what']} of {figures['model']}: prompts of {figures['input_len']} tokens, answers of {figures['output_len']}"
+        )
     results = figures["results"]
     names = list(results[0])
     cells = [[_shown(row[name]) for name in names] for row in results]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import time
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,14 @@ from stoker.engine.sizes import StepSizes, fit_model_len, model_len
 from stoker.engine.transfers import Transfers
 from stoker.layers.parameters import ParameterStore
 from stoker.models import registry
-from stoker.models.llama import Llama
 
-# Of a GPU's memory, beside weights, activations and KV: graphs, the libraries' workspaces, fragments.
-_GPU_SPARE_GIB = 1.0
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Of the work lists that the scheduler writes: one for each window that the layers use."""
+
+    geometry: dict[str, int]
+    windows: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +47,10 @@ class Parts:
     """The executor."""
     worker_thread: bool
     """Whether the loop's worker thread runs the executor's steps (one that returns only when the step is done)."""
+    attention: Attention | None = None
+    """What the executor's attention kernels want work lists for; None: they balance by themselves."""
     ledger: dict[str, float] = field(default_factory=dict)
-    """GiB of weights, activations, kv and host_kv; seconds of loading."""
+    """GiB of weights, kv and host_kv, on a GPU also activations and graphs; seconds of loading."""
 
 
 def build(config: EngineConfig) -> Parts:
@@ -56,33 +62,41 @@ def build(config: EngineConfig) -> Parts:
     dtype: torch.dtype = getattr(torch, model_config.torch_dtype if config.dtype == "auto" else config.dtype)
     sizes = StepSizes.settle(config, on_gpu)
     longest = model_len(config, model_config)
-    group = kv_groups(model_config, config.block_size, dtype)[0]
+    kv_dtype = dtype if config.kv_cache_dtype == "auto" else torch.float8_e4m3fn
+    group = kv_groups(model_config, config.block_size, kv_dtype)[0]
     if not on_gpu:
         num_blocks = _num_blocks(config, group, longest, sizes, default_cpu_budget())
         longest = fit_model_len(config, longest, num_blocks)
 
     began = time.perf_counter()
-    store = ParameterStore(dtype, device)
+    store = _store(config, model_config, dtype, device)
     model = registry.build(model_config, store, longest)
     _fill(store, folder, config)
+    if config.kv_cache_dtype != "auto" and not all(scales.given for scales in store.kv_scales.values()):
+        warnings.warn(
+            f"kv_cache_dtype={config.kv_cache_dtype!r}: the checkpoint tells no scales of some layers' KV; 1.0 is used",
+            stacklevel=2,
+        )
     ledger = {"load_seconds": time.perf_counter() - began, "weights": store.num_bytes() / gib(1)}
+    place = (sizes.max_num_seqs + 1, 1, -(-longest // config.block_size), model_config.vocab_size)
     if on_gpu:
-        budget = _gpu_budget(config, model_config, sizes, dtype, device)
-        num_blocks = _num_blocks(config, group, longest, sizes, budget)
+        from stoker.engine.build_cuda import CudaParts
+
+        gpu = CudaParts(config, model, sizes, place, group, dtype, kv_dtype, device)
+        num_blocks = _num_blocks(config, group, longest, sizes, gpu.kv_budget(ledger))
         longest = fit_model_len(config, longest, num_blocks)
-    pool = KVPool(group, model_config, num_blocks, dtype, device)
+    pool = KVPool(group, model_config, num_blocks, kv_dtype, device)
     num_host_blocks = int(gib(config.swap_space) // group.block_bytes)
     cpu = torch.device("cpu")
     host_pools = (
-        [KVPool(group, model_config, num_host_blocks, dtype, cpu, pin=on_gpu)] if num_host_blocks else []
+        [KVPool(group, model_config, num_host_blocks, kv_dtype, cpu, pin=on_gpu)] if num_host_blocks else []
     )
     ledger["kv"] = num_blocks * group.block_bytes / gib(1)
     ledger["host_kv"] = num_host_blocks * group.block_bytes / gib(1)
-    place = (sizes.max_num_seqs + 1, 1, -(-longest // config.block_size), model_config.vocab_size)
-    transfers = Transfers([pool], host_pools)
     runner: Any
+    attention: Attention | None = None
     if on_gpu:
-        runner = _cuda_runner(config, model, pool, place, sizes, dtype, device, transfers)
+        runner, attention = gpu.runner(pool, host_pools), gpu.attention
     else:
         seats = CpuSeats(*place)
         forward = Forward(
@@ -95,7 +109,7 @@ def build(config: EngineConfig) -> Parts:
             dtype,
             device,
         )
-        runner = ModelRunner(forward, seats, transfers)
+        runner = ModelRunner(forward, seats, Transfers([pool], host_pools))
     return Parts(
         str(folder),
         model_config,
@@ -106,6 +120,7 @@ def build(config: EngineConfig) -> Parts:
         str(dtype).removeprefix("torch."),
         runner,
         worker_thread=config.overlap and not on_gpu,
+        attention=attention,
         ledger=ledger,
     )
 
@@ -125,6 +140,17 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def _store(
+    config: EngineConfig, model: ModelConfig, dtype: torch.dtype, device: torch.device
+) -> ParameterStore:
+    fp8 = (config.quantization or model.quantization) == "fp8"
+    if fp8 and device.type == "cuda" and dtype != torch.bfloat16:
+        raise ValueError(
+            f"fp8 weights on a GPU need dtype='bfloat16', not {str(dtype).removeprefix('torch.')!r}"
+        )
+    return ParameterStore(dtype, device, fp8=fp8, fp8_ignored=model.quantization_ignored)
+
+
 def _fill(store: ParameterStore, folder: Path, config: EngineConfig) -> None:
     if config.load_format == "dummy":
         weights.fill_dummy(store, config.seed)
@@ -139,49 +165,3 @@ def _num_blocks(
         return config.num_kv_blocks
     budget = gib(config.kv_cache_memory) if config.kv_cache_memory else default_budget
     return num_blocks_for_memory(group, budget, max_model_len, sizes.max_num_seqs)
-
-
-def _gpu_budget(
-    config: EngineConfig, model: ModelConfig, sizes: StepSizes, dtype: torch.dtype, device: torch.device
-) -> float:
-    """Bytes for KV: the share that the engine may use, less what is used already and what activations will take."""
-    free, total = torch.cuda.mem_get_info(device)
-    element = torch.empty(0, dtype=dtype).element_size()
-    width = 2 * model.hidden_size + 3 * model.intermediate_size
-    width += 2 * (model.num_attention_heads + model.num_key_value_heads) * model.head_dim
-    activations = element * (sizes.max_num_batched_tokens * width + sizes.max_num_seqs * model.vocab_size)
-    return total * config.gpu_memory_utilization - (total - free) - activations - gib(_GPU_SPARE_GIB)
-
-
-def _cuda_runner(
-    config: EngineConfig,
-    model: Llama,
-    pool: KVPool,
-    place: tuple[int, int, int, int],
-    sizes: StepSizes,
-    dtype: torch.dtype,
-    device: torch.device,
-    transfers: Transfers,
-) -> Any:
-    from stoker.engine.cuda_graphs import default_buckets
-    from stoker.engine.cuda_plans import CudaPlans
-    from stoker.engine.cuda_runner import CudaRunner
-    from stoker.engine.cuda_seats import CudaSeats
-
-    torch.cuda.set_device(device.index or 0)
-    tokens, seqs = sizes.max_num_batched_tokens, sizes.max_num_seqs
-    seats = CudaSeats(*place, device)
-    forward = Forward(model, model.config, pool.layers, seats, tokens, seqs, dtype, device)
-    q = torch.empty(1, model.config.num_attention_heads, model.config.head_dim, dtype=dtype, device=device)
-    plans = CudaPlans(model.config, q, pool.layers[0][0], seqs, tokens)
-    buckets = list(config.cuda_graph_sizes or default_buckets(seqs))
-    return CudaRunner(
-        forward,
-        seats,
-        transfers,
-        plans,
-        buckets,
-        config.overlap,
-        enforce_eager=config.enforce_eager,
-        native_sampler=hasattr(importlib.import_module("stoker._cuda"), "sample"),
-    )

@@ -6,16 +6,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
+# Kinds, as in csrc/cuda/step_launcher.h.
+DECODE, MIXED, HEAD = 1, 2, 3
+
+
+class Launcher(Protocol):
+    """`_cuda.StepLauncher` as far as it is used here."""
+
+    def set_graph(self, kind: int, bucket: int, graph: int) -> None: ...
+
 
 def default_buckets(max_num_seqs: int) -> list[int]:
-    """Rows of a decode step: steps of 8 up to 128, steps of 16 up to 512. None below 8: cuBLAS is slower there (all linear
-    layers of a 0.6B model take 1.00 ms at one row and 0.82 at eight on an H200), and the padding rows cost nothing else.
+    """Rows of a decode step: steps of 8 up to 128, of 16 up to 512, of 64 up to 2,048. None below 8: cuBLAS is slower there
+    (all linear layers of a 0.6B model take 1.00 ms at one row and 0.82 at eight on an H200), and the padding rows cost
+    nothing else.
     """
-    sizes = [*range(8, 129, 8), *range(144, 513, 16)]
+    sizes = [*range(8, 129, 8), *range(144, 513, 16), *range(576, 2049, 64)]
     largest = min(max_num_seqs, sizes[-1])
     return [*(size for size in sizes if size < largest), largest]
 
@@ -29,34 +39,29 @@ def mixed_buckets(max_num_batched_tokens: int) -> list[int]:
 class GraphSet:
     """Graphs of one function, by bucket. `body(n)` does the work for n rows on the current stream, at fixed addresses."""
 
-    def __init__(self, body: Callable[[int], None], buckets: Sequence[int]) -> None:
-        self._body = body
-        self._buckets = sorted(buckets)
+    def __init__(self, kind: int, body: Callable[[int], None], buckets: Sequence[int]) -> None:
+        self.kind = kind
+        self.buckets = sorted(buckets)
+        self.body = body
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
-    def bucket(self, rows: int) -> int | None:
-        """The smallest bucket that holds `rows`; None: it is too many."""
-        return next((size for size in self._buckets if size >= rows), None)
-
-    def capture(self, stream: torch.cuda.Stream, pool: Any) -> float:
-        """Captures every bucket, the largest first, so that the smaller ones live in its memory. Seconds taken."""
+    def capture(self, launcher: Launcher, stream: torch.cuda.Stream, pool: Any) -> float:
+        """Captures every bucket, the largest first, so that the smaller ones live in its memory, and hands them to the
+        launcher. Seconds taken.
+        """
         began = time.perf_counter()
-        self._graphs.clear()
-        if not self._buckets:
+        if not self.buckets:
             return 0.0
         with torch.cuda.stream(stream):
-            for size in (self._buckets[0], self._buckets[-1]):
-                self._body(size)
+            for size in self.buckets:  # libraries load what they need, which a capture forbids
+                self.body(size)
             stream.synchronize()
-            for size in reversed(self._buckets):
-                graph = torch.cuda.CUDAGraph()
+            for size in reversed(self.buckets):
+                graph = torch.cuda.CUDAGraph(keep_graph=True)
                 graph.capture_begin(pool=pool)
-                self._body(size)
+                self.body(size)
                 graph.capture_end()
-                self._graphs[size] = graph
+                launcher.set_graph(self.kind, size, graph.raw_cuda_graph())
+                self._graphs[size] = graph  # what it captured lives in its memory
         stream.synchronize()
         return time.perf_counter() - began
-
-    def replay(self, bucket: int) -> None:
-        """Launches one bucket's graph on the current stream."""
-        self._graphs[bucket].replay()

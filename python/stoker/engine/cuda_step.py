@@ -1,4 +1,4 @@
-"""A step's way to the GPU: pinned ring buffers with room for what the host adds, and their one copy on the device."""
+"""A step's way to the GPU: pinned ring buffers, and their one copy on the device."""
 
 from __future__ import annotations
 
@@ -6,89 +6,50 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from stoker.engine.step_buffer import Layout, StepBuffer, StepHeader, TensorViews
+from stoker._core.sched import StepStager
+from stoker.engine.step_buffer import Layout, StepBuffer, TensorViews
+from stoker.layers.context import AttentionPlans
+from stoker.ops.attention_plan import AttentionSpace
 
-_ALIGNMENT = 256
-
-
-class Front:
-    """Where the host's additions lie before the batch buffer, so that one copy takes both: offsets in bytes.
-
-    Attention work lists (one for each window), then staged table changes.
-    """
-
-    def __init__(self, work_entries: int, indptr_entries: int, num_plans: int, max_changes: int) -> None:
-        self.num_plans = num_plans
-        self.max_changes = max_changes
-        at = 0
-        self.work: list[slice] = []
-        self.indptr: list[slice] = []
-        for _ in range(num_plans):
-            self.work.append(slice(at, at + 32 * work_entries))
-            at = _round_up(self.work[-1].stop)
-            self.indptr.append(slice(at, at + 4 * indptr_entries))
-            at = _round_up(self.indptr[-1].stop)
-        self.change_index = slice(at, at + 8 * max_changes)
-        self.change_block = slice(self.change_index.stop, self.change_index.stop + 4 * max_changes)
-        self.nbytes = _round_up(self.change_block.stop)
+_FRONT = StepStager.FRONT_BYTES
 
 
 class HostStep:
-    """One ring entry: pinned memory of a front and a batch buffer, numpy views of it, and where its tokens come back."""
+    """One ring entry: pinned memory of a front (csrc/sched/step_stager.h) and a batch buffer, and where its tokens come
+    back, which the device writes by itself.
+    """
 
-    def __init__(self, front: Front, layout: Layout, num_groups: int, max_rows: int) -> None:
-        self.pinned = torch.zeros(front.nbytes + layout.nbytes, dtype=torch.uint8, pin_memory=True)
-        memory: npt.NDArray[np.uint8] = self.pinned.numpy()
-        self.front_bytes = front.nbytes
-        self.memory = memory[front.nbytes :]
-        self.buffer = StepBuffer(self.memory, layout, num_groups)
-        self.work = [self.pinned[part].view(torch.int32).view(-1, 8) for part in front.work]
-        self.work_indptr = [self.pinned[part].view(torch.int32) for part in front.indptr]
-        self.change_index = memory[front.change_index].view(np.int64)
-        self.change_block = memory[front.change_block].view(np.int32)
-        self.rows = TensorViews(torch.from_numpy(self.memory), layout, num_groups)
+    def __init__(self, layout: Layout, num_groups: int, max_rows: int) -> None:
+        self.pinned = torch.zeros(_FRONT + layout.nbytes, dtype=torch.uint8, pin_memory=True)
+        self.memory: npt.NDArray[np.uint8] = self.pinned.numpy()
+        self.batch = self.memory[_FRONT:]
+        self.buffer = StepBuffer(self.batch, layout, num_groups)
         self.sampled = torch.zeros(max_rows, dtype=torch.int32, pin_memory=True)
-        self.began = _timing_event()
-        self.ended = _timing_event()
-
-    def pad(self, header: StepHeader, tokens: int, max_rows: int, outs: int) -> None:
-        """Makes what lies between the step's own and a graph's bucket harmless: tokens, rows and output rows."""
-        b, n = self.buffer, header.num_tokens
-        if tokens > n:
-            b.token_ids[n:tokens] = 0
-            b.positions[n:tokens] = 0
-            b.slots[:, n:tokens] = -1
-        rows, padded = header.num_rows, min(tokens, max_rows)
-        if padded > rows:
-            b.row_seat[rows:padded] = 0
-            b.row_kv_len[rows:padded] = 0
-            b.row_indptr[rows + 1 : padded + 1] = n
-        if outs > header.num_outs:
-            rest = slice(header.num_outs, outs)
-            b.out_token[rest] = 0
-            b.out_seat[rest] = 0
-            b.out_position[rest] = 0
+        self.tokens: npt.NDArray[np.int32] = self.sampled.numpy()
 
 
 class DeviceStep:
     """The device's copy: fixed addresses, so that captured graphs read whatever step was uploaded last."""
 
-    def __init__(self, front: Front, layout: Layout, num_groups: int, device: torch.device) -> None:
-        self.memory = torch.zeros(front.nbytes + layout.nbytes, dtype=torch.uint8, device=device)
-        self.views = TensorViews(self.memory[front.nbytes :], layout, num_groups)
-        self.work = [self.memory[part].view(torch.int32).view(-1, 8) for part in front.work]
-        self.work_indptr = [self.memory[part].view(torch.int32) for part in front.indptr]
-        self.change_index = self.memory[front.change_index].view(torch.int64)
-        self.change_block = self.memory[front.change_block].view(torch.int32)
+    def __init__(self, layout: Layout, num_groups: int, device: torch.device) -> None:
+        self.memory = torch.zeros(_FRONT + layout.nbytes, dtype=torch.uint8, device=device)
+        self.front = self.memory[:_FRONT]
+        batch = self.memory[_FRONT:]
+        self.views = TensorViews(batch, layout, num_groups)
 
-    def upload(self, host: HostStep, num_bytes: int) -> None:
-        """One copy of the first `num_bytes`, on the current stream."""
-        self.memory[:num_bytes].copy_(host.pinned[:num_bytes], non_blocking=True)
+        def ints(name: str) -> torch.Tensor:
+            begin, count, size = layout.sections[name]
+            return batch[begin : begin + size * count].view(torch.int32)
 
+        self.table_changes = ints("table_changes").view(-1, 4)
+        self.work, self.work_indptr = ints("work"), ints("work_indptr")
 
-def _timing_event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-
-
-def _round_up(value: int) -> int:
-    return -(-value // _ALIGNMENT) * _ALIGNMENT
+    def plans(self, space: AttentionSpace, windows: list[int]) -> AttentionPlans:
+        """The work lists that the scheduler writes for these windows, as every layer of every step reads them; now of a
+        step without rows.
+        """
+        work = self.work.view(len(windows), -1, 8)
+        indptr = self.work_indptr.view(len(windows), -1)
+        work[:, :, 0] = -1
+        indptr.fill_(space.geometry["num_decode_workers"])
+        return {window: space.tensors(work[i], indptr[i]) for i, window in enumerate(windows)}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stoker._core.loop import EngineLoop
+from stoker._core.sched import AttentionGeometry
 from stoker.config import EngineConfig, GenerationConfig, ModelConfig
 from stoker.engine.answers import Answers
 from stoker.engine.build import Parts, build
@@ -78,6 +79,9 @@ class Engine:
             masks=self._grammars,
             event_log=config.event_log or "",
         )
+        graphs = getattr(parts.runner, "graph_bytes", None)  # captured just now
+        if graphs is not None:
+            self.ledger["graphs"] = graphs / (1 << 30)
         self._answers = Answers()
         self._lock = threading.Lock()  # guards _answers: requests come in on other threads than news goes out
         self._closed = False
@@ -92,6 +96,7 @@ class Engine:
         cache_salt: str | None = None,
         tenant: str | None = None,
         pool: bool = False,
+        stream: bool = True,
     ) -> None:
         """Puts a request in the inbox and returns at once.
 
@@ -100,7 +105,8 @@ class Engine:
         a request that could never fit the KV pool or the seats; and for a rid that is still running.
         `params.max_tokens=None` means as far as the model's length allows. `params.stop` (strings) is not
         looked at here: whoever holds the text calls `abort` when it sees one. With `pool` nothing is sampled: the
-        answer is its last token's hidden row (EngineOutput.pooled).
+        answer is its last token's hidden row (EngineOutput.pooled). With `stream=False` its tokens come all at
+        once, with its end.
         """
         prompt = self._checked_prompt(prompt_token_ids)
         if params.n > self.max_num_seqs:
@@ -127,7 +133,7 @@ class Engine:
                     raise ValueError("the engine is closed")
                 if rid in self._answers:
                     raise ValueError(f"rid {rid!r} is still running; a rid must be new")
-                self._answers.add(rid, self.loop.add(req), prompt_token_ids, params)
+                self._answers.add(rid, self.loop.add(req, stream=stream), prompt_token_ids, params)
         except BaseException:
             self._grammars.close(grammar)
             raise
@@ -221,6 +227,12 @@ class Engine:
         with self._lock:
             return self._answers.news(outputs)
 
+    @property
+    def graph_buckets(self) -> list[int]:
+        """Rows of decode steps that CUDA graphs were captured for; empty: none."""
+        graphs = getattr(self.runner, "graphs", None)
+        return [] if graphs is None else list(graphs[1].buckets)
+
     def stats(self) -> EngineStats:
         """A look at queue, seats and KV now."""
         s = self.loop.stats()
@@ -284,4 +296,7 @@ def scheduler_config(config: EngineConfig, parts: Parts) -> SchedulerConfig:
         "admission": config.admission,
         "seed": config.seed,
     }
+    if parts.attention is not None:
+        options["attention"] = AttentionGeometry(**parts.attention.geometry)
+        options["attention_windows"] = parts.attention.windows
     return SchedulerConfig(**options | config.scheduler_options)

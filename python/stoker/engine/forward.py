@@ -48,7 +48,8 @@ class Forward:
         self.seats = seats
         self.max_rows = max_rows
         self.max_tokens = max_num_batched_tokens
-        self._kv_caches = kv_caches
+        self.kv_caches = kv_caches
+        model.fp8_room.reserve(max_num_batched_tokens)
         self._activations = ActivationPool(config, max_num_batched_tokens, dtype, device)
         self.hidden = self._activations.residual
         """[max tokens, hidden]: where `layers` leaves its result."""
@@ -84,7 +85,7 @@ class Forward:
             row_indptr=row_indptr,
             row_kv_len=row_kv_len,
             num_decode_rows=num_decode_rows,
-            kv_caches=self._kv_caches,
+            kv_caches=self.kv_caches,
             activations=self._activations.views(num_tokens),
             plans=plans,
         )

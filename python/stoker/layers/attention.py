@@ -46,6 +46,7 @@ class Attention:
         self.output = Linear.of(store, [(f"{prefix}.o_proj", config.hidden_size)], query, output_bias)
         self.q_norm = store.norm(f"{prefix}.q_norm.weight", config.head_dim) if qk_norm else None
         self.k_norm = store.norm(f"{prefix}.k_norm.weight", config.head_dim) if qk_norm else None
+        self.kv_scales = store.attention_scales(prefix)
         self.cos_sin = cos_sin
         self.scale = config.scale
         self.window = config.window(layer)
@@ -68,6 +69,8 @@ class Attention:
             q_norm=self.q_norm,
             k_norm=self.k_norm,
             eps=self.eps,
+            k_scale=self.kv_scales.k,
+            v_scale=self.kv_scales.v,
         )
         paged_attention(
             room.attention,
@@ -80,6 +83,8 @@ class Attention:
             ctx.row_kv_len,
             scale=self.scale,
             window=self.window,
+            k_scale=self.kv_scales.k,
+            v_scale=self.kv_scales.v,
             num_decode_rows=ctx.num_decode_rows,
             plan=None if ctx.plans is None else ctx.plans[self.window],
         )

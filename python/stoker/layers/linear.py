@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
+from stoker.layers.fp8 import Fp8Linear
 from stoker.layers.parameters import ParameterStore
 from stoker.ops import linear, silu_and_mul
 
@@ -27,10 +28,15 @@ class Linear:
     @classmethod
     def of(
         cls, store: ParameterStore, parts: Sequence[tuple[str, int]], in_features: int, bias: bool = False
-    ) -> Linear:
-        """`parts` are (checkpoint prefix, output features); the weight is [sum of features, in_features]."""
-        weight = store.matrix([(f"{name}.weight", n) for name, n in parts], in_features)
-        return cls(weight, store.vector([(f"{name}.bias", n) for name, n in parts]) if bias else None)
+    ) -> Linear | Fp8Linear:
+        """`parts` are (checkpoint prefix, output features); the weight is [sum of features, in_features], in fp8 where the
+        store quantises.
+        """
+        names = [(f"{name}.weight", n) for name, n in parts]
+        added = store.vector([(f"{name}.bias", n) for name, n in parts]) if bias else None
+        if store.quantizes([name for name, _ in parts]):
+            return Fp8Linear(store.fp8_matrix(names, in_features), added)
+        return cls(store.matrix(names, in_features), added)
 
     def __call__(self, out: torch.Tensor, x: torch.Tensor) -> None:
         """x [T, in] -> out [T, out features]."""

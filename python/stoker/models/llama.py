@@ -53,6 +53,7 @@ class Llama:
 
     def __init__(self, config: ModelConfig, store: ParameterStore, max_position: int) -> None:
         self.config = config
+        self.fp8_room = store.fp8_room
         self.cos_sin = cos_sin_table(config.rope, config.head_dim, max_position, store.device)
         self.embedding = Embedding(store, "model.embed_tokens", config.vocab_size, config.hidden_size)
         self.layers = [
