@@ -18,8 +18,8 @@ def build_engine(options: dict[str, Any]) -> tuple[DrivenEngine, dict[str, Any]]
     factory = options.pop("factory", None)
     if factory is not None:
         module, _, name = factory.partition(":")
-        engine, info = getattr(importlib.import_module(module), name)(options)
-        return engine, info
+        made: tuple[DrivenEngine, dict[str, Any]] = getattr(importlib.import_module(module), name)(options)
+        return made
     from stoker.config import EngineConfig
     from stoker.engine.engine import Engine
 
