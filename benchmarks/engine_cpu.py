@@ -1,12 +1,12 @@
 """Tokens a second of the whole engine on a CPU beside transformers' own, in one run: decode at batch 1, 8 and 32.
 
-    python benchmarks/engine_cpu.py [--models demo,0.6b] [--batches 1,8,32] [--engines stoker,transformers]
+    python benchmarks/engine_cpu.py [--models demo,0.6b] [--batches 1,8,32] [--engines stoker,transformers] [--keep]
 
-Random weights of bf16 checkpoints, greedy, prompts of random ids. transformers computes in bf16; stoker in what
-`dtype="auto"` gives, which is named (on a processor without bf16 arithmetic small models are widened to float32).
+Random weights of bf16 checkpoints, greedy, prompts of random ids; both engines compute in bf16.
 A figure is (time of n + 1 tokens - time of 1 token) / n tokens a request, all requests at once, so prefill is not in
 it; prefill is reported beside it as prompt tokens a second of the 1-token run. Engines take turns for each batch size,
-and the best of `--repeats` counts: machines are shared. Writes benchmarks/results/engine_cpu.{json,md}.
+and the best of `--repeats` counts: machines are shared. Writes benchmarks/results/engine_cpu.{json,md}; with --keep what stands there of other models and
+batch sizes stays, so that a run can be taken in pieces.
 """
 
 from __future__ import annotations
@@ -150,6 +150,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--new", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--keep", action="store_true")
     args = parser.parse_args()
     rows = []
     for name in args.models.split(","):
@@ -166,7 +167,15 @@ def main() -> None:
                     best[engine] = {k: max(v, best[engine].get(k, 0.0)) for k, v in got.items()}
             for engine, figures in best.items():
                 rows.append(
-                    {"model": name, "batch": batch, "engine": engine, "dtype": started[engine][0], **figures}
+                    {
+                        "model": name,
+                        "batch": batch,
+                        "engine": engine,
+                        "dtype": started[engine][0],
+                        "prompt": args.prompt,
+                        "new": args.new,
+                        **figures,
+                    }
                 )
                 print(
                     {k: round(v, 1) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True
@@ -176,30 +185,30 @@ def main() -> None:
 
 
 def write(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
+    if args.keep:
+        measured = {(r["model"], r["batch"]) for r in rows}
+        before = json.loads((RESULTS / "engine_cpu.json").read_text())["rows"]
+        rows = [r for r in before if (r["model"], r["batch"]) not in measured] + rows
+        rows.sort(key=lambda r: (list(SHAPES).index(r["model"]), r["batch"]))
     facts = {
         "what": "decode and prefill tokens a second, bf16, random weights, greedy, prefix cache off",
         "command": "python " + " ".join(sys.argv),
         "machine": f"{_processor()}, {torch.get_num_threads()} threads",
         "load": f"{os.getloadavg()[0]:.1f} processes wanted a core while it ran (1-minute mean at its end)",
         "torch": torch.__version__,
-        "prompt_tokens": args.prompt,
-        "new_tokens": args.new,
         "date": time.strftime("%Y-%m-%d"),
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "engine_cpu.json").write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
     lines = [f"# The engine on a CPU: {facts['what']}", ""]
-    lines += [
-        f"- {key}: {facts[key]}"
-        for key in ("command", "machine", "load", "torch", "prompt_tokens", "new_tokens")
-    ]
+    lines += [f"- {key}: {facts[key]}" for key in ("command", "machine", "load", "torch", "date")]
     lines += [
         "",
-        "| model | batch | engine | computes in | decode tok/s | prefill tok/s |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| model | batch | engine | computes in | prompt, new tokens | decode tok/s | prefill tok/s |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     lines += [
-        f"| {r['model']} | {r['batch']} | {r['engine']} | {r['dtype']} | {r['decode_tok_s']:.1f} | {r['prefill_tok_s']:.1f} |"
+        f"| {r['model']} | {r['batch']} | {r['engine']} | {r['dtype']} | {r['prompt']}, {r['new']} | {r['decode_tok_s']:.1f} | {r['prefill_tok_s']:.1f} |"
         for r in rows
     ]
     (RESULTS / "engine_cpu.md").write_text("\n".join(lines) + "\n")
