@@ -10,6 +10,7 @@ retraction and, with --swap-space, by swapping.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import e2e
+import torch
 
 
 def run(args: argparse.Namespace, blocks: int, admission: str, swap_space: float) -> dict[str, Any]:
@@ -39,6 +41,9 @@ def run(args: argparse.Namespace, blocks: int, admission: str, swap_space: float
     assert [len(answer) for answer in answers.values()] == counts
     preemptions = runner.engine.stats().num_preemptions - before
     runner.engine.close()
+    del runner
+    gc.collect()  # the next engine needs the memory
+    torch.cuda.empty_cache()
     return {
         "blocks": blocks,
         "admission": admission,
