@@ -104,7 +104,12 @@ def test_every_kind_is_obeyed(overlap: bool) -> None:
         {"json": PERSON},
         None,
     ]
-    options: dict[str, Any] = {"max_num_seqs": 8, "num_kv_blocks": 40, "admission": "greedy", "dtype": "float32"}
+    options: dict[str, Any] = {
+        "max_num_seqs": 8,
+        "num_kv_blocks": 40,
+        "admission": "greedy",
+        "dtype": "float32",
+    }
     with LLM("stoker-demo", overlap=overlap, **options) as llm:
         params = [
             SamplingParams(max_tokens=120, seed=i, structured_outputs=kinds[i % 6])  # type: ignore[arg-type]
