@@ -108,49 +108,73 @@ __device__ __forceinline__ float head_sum(float x) {
   return x;
 }
 
+// Eight elements as float, and back: 16 bytes.
+template <typename T>
+__device__ __forceinline__ void unpack(float (&to)[8], const T* from) {
+  const auto held = *reinterpret_cast<const Vec<T, 8>*>(from);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) to[i] = to_float(held.at[i]);
+}
+template <typename T>
+__device__ __forceinline__ uint4 pack8(const float (&x)[8]) {
+  return make_uint4(pack2<T>(x[0], x[1]), pack2<T>(x[2], x[3]), pack2<T>(x[4], x[5]),
+                    pack2<T>(x[6], x[7]));
+}
+// As the cache holds them.
+template <typename T, typename Cache>
+__device__ __forceinline__ void store8(Cache* to, const float (&x)[8], float scale) {
+  if constexpr (sizeof(Cache) == 2) {
+    *reinterpret_cast<uint4*>(to) = pack8<T>(x);
+  } else {
+    Vec<Cache, 8> out;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) out.at[i] = stored<T, Cache>(x[i], scale);
+    *reinterpret_cast<Vec<Cache, 8>*>(to) = out;
+  }
+}
+
 // A warp has kHeads * 32 / kLanes heads of one token; their loads are in flight together and share
 // the lane's cosines.
 template <typename T, typename Cache, int kLanes, int kHeads>
 __global__ void __launch_bounds__(kWarps* kWarp)
     rope_vector_kernel(const __grid_constant__ RopeAndCacheParams p) {
   constexpr int kAtOnce = kWarp / kLanes;
-  using Eight = Vec<T, 8>;
   const int heads = p.num_q_heads + 2 * p.num_kv_heads;
-  const int warps_of_token = (heads + kAtOnce * kHeads - 1) / (kAtOnce * kHeads);
-  const int64_t index = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp;
+  const unsigned warps_of_token = unsigned(heads + kAtOnce * kHeads - 1) / (kAtOnce * kHeads);
+  const unsigned index = blockIdx.x * kWarps + threadIdx.x / kWarp;
+  const unsigned token = index / warps_of_token;
   const int lane = threadIdx.x % kLanes, element = lane * 8;
-  const int first = int(index % warps_of_token) * kAtOnce * kHeads + threadIdx.x % kWarp / kLanes;
-  const int64_t token = index / warps_of_token;
+  const int first =
+      int(index - token * warps_of_token) * kAtOnce * kHeads + int(threadIdx.x % kWarp) / kLanes;
   const bool live = element < p.head_dim;
   // Weights do not come from the kernel ahead.
+  const bool normed = p.q_norm || p.k_norm;
   float q_weight[8], k_weight[8];
+  auto load_weight = [&](float (&weight)[8], const void* from) {
 #pragma unroll
-  for (int i = 0; i < 8; ++i) q_weight[i] = k_weight[i] = 1.0f;
-  if (p.q_norm && live) {
-    const auto w = *reinterpret_cast<const Eight*>(static_cast<const T*>(p.q_norm) + element);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) q_weight[i] = to_float(w.at[i]);
-  }
-  if (p.k_norm && live) {
-    const auto w = *reinterpret_cast<const Eight*>(static_cast<const T*>(p.k_norm) + element);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) k_weight[i] = to_float(w.at[i]);
+    for (int i = 0; i < 8; ++i) weight[i] = 1.0f;
+    if (from && live) unpack<T>(weight, static_cast<const T*>(from) + element);
+  };
+  if (normed) {
+    load_weight(q_weight, p.q_norm);
+    load_weight(k_weight, p.k_norm);
   }
   ptx::grid_dependency_wait();
   ptx::grid_dependency_launch();
   if (token >= p.tokens) return;
   const int slot = p.slots[token], position = p.positions[token];
-  Eight held[kHeads];
+  T* const q = static_cast<T*>(p.q) + token * p.q_stride + element;
+  const T* const k = static_cast<const T*>(p.k) + token * p.k_stride + element;
+  const T* const v = static_cast<const T*>(p.v) + token * p.v_stride + element;
+  const int first_k = p.num_q_heads, first_v = p.num_q_heads + p.num_kv_heads;
+  Vec<T, 8> held[kHeads];
 #pragma unroll
   for (int i = 0; i < kHeads; ++i) {
     const int head = first + i * kAtOnce;
-    if (head >= heads || !live) continue;
-    const int kv = head - p.num_q_heads, v = kv - p.num_kv_heads;
-    const T* from = kv < 0
-                        ? static_cast<const T*>(p.q) + token * p.q_stride + head * p.q_head_stride
-                    : v < 0 ? static_cast<const T*>(p.k) + token * p.k_stride + kv * p.k_head_stride
-                            : static_cast<const T*>(p.v) + token * p.v_stride + v * p.v_head_stride;
-    held[i] = *reinterpret_cast<const Eight*>(from + element);
+    const T* from = head < first_k   ? q + head * p.q_head_stride
+                    : head < first_v ? k + (head - first_k) * p.k_head_stride
+                                     : v + (head - first_v) * p.v_head_stride;
+    if (head < heads && live) held[i] = *reinterpret_cast<const Vec<T, 8>*>(from);
   }
   if (slot < 0) return;
   // y = x cos +- partner sin, the partner half a rotary size away: lanes below `half` first.
@@ -174,52 +198,48 @@ __global__ void __launch_bounds__(kWarps* kWarp)
       }
     }
   }
-  const int block = slot / p.block_size, offset = slot % p.block_size;
+  const unsigned block = unsigned(slot) / unsigned(p.block_size);
+  const int in_block = (slot - int(block) * p.block_size) * p.head_dim + element;
+  const int head_size = p.block_size * p.head_dim;
+  const float share = 1.0f / float(p.head_dim);
+  Cache* const k_to = static_cast<Cache*>(p.k_cache) + block * p.k_block_stride + in_block;
+  Cache* const v_to = static_cast<Cache*>(p.v_cache) + block * p.v_block_stride + in_block;
 #pragma unroll
   for (int i = 0; i < kHeads; ++i) {
     const int head = first + i * kAtOnce;
-    const int kv = head - p.num_q_heads, v = kv - p.num_kv_heads;
     const bool here = head < heads && live;
     float x[8];
 #pragma unroll
-    for (int j = 0; j < 8; ++j) x[j] = here ? to_float(held[i].at[j]) : 0.0f;
-    // All lanes shuffle, those of v's heads and of none too.
-    if (p.q_norm || p.k_norm) {
-      float sum = 0.0f;
+    for (int j = 0; j < 8; ++j) x[j] = 0.0f;
+    if (here) unpack<T>(x, held[i].at);
+    // Where some of the warp's heads are q or k all lanes shuffle; v's are left as they are.
+    if (__any_sync(0xffffffffu, head < first_v)) {
+      if (normed) {
+        float sum = 0.0f;
 #pragma unroll
-      for (int j = 0; j < 8; ++j) sum = __fmaf_rn(x[j], x[j], sum);
-      const float scale = rsqrtf(head_sum<kLanes>(sum) / float(p.head_dim) + p.eps);
-      if (kv < 0 && p.q_norm) {
+        for (int j = 0; j < 8; ++j) sum = __fmaf_rn(x[j], x[j], sum);
+        const float scale = rsqrtf(head_sum<kLanes>(sum) * share + p.eps);
+        const bool is_q = head < first_k;
+        if (is_q ? p.q_norm != nullptr : head < first_v && p.k_norm) {
 #pragma unroll
-        for (int j = 0; j < 8; ++j) x[j] = x[j] * scale * q_weight[j];
-      } else if (kv >= 0 && v < 0 && p.k_norm) {
+          for (int j = 0; j < 8; ++j) x[j] = x[j] * scale * (is_q ? q_weight[j] : k_weight[j]);
+        }
+      }
+      float other[8];
 #pragma unroll
-        for (int j = 0; j < 8; ++j) x[j] = x[j] * scale * k_weight[j];
+      for (int j = 0; j < 8; ++j) other[j] = __shfl_sync(0xffffffffu, x[j], partner);
+      if (rotates && head < first_v) {
+#pragma unroll
+        for (int j = 0; j < 8; ++j) x[j] = __fmaf_rn(x[j], cos[j], __fmul_rn(other[j], sin[j]));
       }
     }
-    float y[8];
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      const float other = __shfl_sync(0xffffffffu, x[j], partner);
-      y[j] = v >= 0 || !rotates ? x[j] : __fmaf_rn(x[j], cos[j], __fmul_rn(other, sin[j]));
-    }
     if (!here) continue;
-    if (kv < 0) {
-      Eight out;
-#pragma unroll
-      for (int j = 0; j < 8; ++j) out.at[j] = from_float<T>(y[j]);
-      *reinterpret_cast<Eight*>(static_cast<T*>(p.q) + token * p.q_stride + head * p.q_head_stride +
-                                element) = out;
-    } else {
-      const bool is_v = v >= 0;
-      Vec<Cache, 8> out;
-#pragma unroll
-      for (int j = 0; j < 8; ++j) out.at[j] = stored<T, Cache>(y[j], is_v ? p.v_scale : p.k_scale);
-      const int64_t at = (int64_t(is_v ? v : kv) * p.block_size + offset) * p.head_dim + element;
-      Cache* to = is_v ? static_cast<Cache*>(p.v_cache) + block * p.v_block_stride
-                       : static_cast<Cache*>(p.k_cache) + block * p.k_block_stride;
-      *reinterpret_cast<Vec<Cache, 8>*>(to + at) = out;
-    }
+    if (head < first_k)
+      *reinterpret_cast<uint4*>(q + head * p.q_head_stride) = pack8<T>(x);
+    else if (head < first_v)
+      store8<T>(k_to + (head - first_k) * head_size, x, p.k_scale);
+    else
+      store8<T>(v_to + (head - first_v) * head_size, x, p.v_scale);
   }
 }
 
