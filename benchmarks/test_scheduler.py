@@ -164,6 +164,12 @@ def median_step(run: Run, steps: int = 320) -> float:
     return statistics.median(cpu(run.step) for _ in range(steps))
 
 
+def compared(one: Run, other: Run, steps: int = 320) -> float:
+    """A step of `one` over a step of `other`, by turns: a busy machine slows both."""
+    times = [(cpu(one.step), cpu(other.step)) for _ in range(steps)]
+    return statistics.median(a for a, _ in times) / statistics.median(b for _, b in times)
+
+
 def show(what: str, value: float, target: float | None, unit: str = "us") -> None:
     print(
         f"{what:52s} {value:9.2f} {unit}" + ("" if target is None else f"  (target {target:g})"), flush=True
@@ -173,9 +179,8 @@ def show(what: str, value: float, target: float | None, unit: str = "us") -> Non
 def main() -> None:
     for n, target in ((16, 3), (64, 7), (256, 22), (1024, 90)):
         show(f"W1, {n} running, a step", median_step(steady(n)), target)
-    alone = median_step(steady(256))
     for policy in POLICIES:
-        ratio = median_step(steady(256, 20000, schedule_policy=policy)) / alone
+        ratio = compared(steady(256, 20000, schedule_policy=policy), steady(256))
         show(f"256 running, 20,000 waiting, {policy}: times alone", ratio, 1.3 if policy == "fcfs" else 3, "")
     for name, make, target in (("W2", w2, 30), ("W3", w3, 15)):
         times = [cpu(live, *life(make)) / 1000 for _ in range(5)]
@@ -215,7 +220,7 @@ def hook() -> None:
         2,
     )
     a, b = steady(256, 2000), steady(256, 2000, **with_key)
-    show("a step with a key function over one without", median_step(b) / median_step(a), None, "")
+    show("a step with a key function over one without", compared(b, a), None, "")
 
 
 if __name__ == "__main__":

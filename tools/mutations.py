@@ -1,0 +1,187 @@
+"""Breaks one mechanism of the scheduler at a time and shows which test notices: writes benchmarks/results/mutations.md.
+
+    python tools/mutations.py [NAME ...]        needs a finished `make native` (its objects are linked again with one file changed)
+
+An edit replaces text in one file of csrc/sched (and leaves the tree alone: the changed file, the module and the package live in a
+temporary folder). The tests of tests/sched run until the first that fails. Exit code 1 if an edit went unnoticed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILD = ROOT / os.environ.get("BUILD", "build/dev")
+
+
+class Edit(NamedTuple):
+    """Of csrc/sched/`file`: `old`, which is there once, becomes `new`."""
+
+    mechanism: str
+    file: str
+    old: str
+    new: str
+
+
+EDITS = [
+    Edit("1 fullness is computed: latch it", "admit.cpp", "  refresh_order();\n  passed_", "  if (blocked_ != nullptr) return;\n  refresh_order();\n  passed_"),
+    Edit("2 one can_ever_fit: not at the door", "requests.cpp", "    if (need > have) {", "    if (false && need > have) {"),
+    Edit("3 progress rule: nobody unsticks", "preemption.cpp", "  if (steps_in_flight() > 0 || fatal_) return false;", "  if (true || fatal_) return false;"),
+    Edit("4 plan first: preempt though it will not be enough", "preemption.cpp", "  if (missing > 0) return;  // would be in vain", "  "),
+    Edit("7 retracted reqs: to the back", "policies.cpp", ".tier = req.state == ReqState::waiting ? 1 : 0", ".tier = 1"),
+    Edit("7 retracted reqs: full blocks not kept", "preemption.cpp", "  release_blocks(req);\n  leave_seat(req);", "  release_blocks(req);\n  flush_cache();\n  leave_seat(req);"),
+    Edit("8 total order: ties by newest", "policies.cpp", ".seq = req.arrival_seq}", ".seq = -req.arrival_seq}"),
+    Edit("9 hysteresis: none", "preemption.cpp", "  low_water_ = true;", "  low_water_ = false;"),
+    Edit("10 abort: of a waiting req is lost", "requests.cpp", "  finish(*it->second, FinishReason::abort);\n  return true;", "  if (it->second->holds_seat()) finish(*it->second, FinishReason::abort);\n  return true;"),
+    Edit("11 replayable: a hidden state in `random`", "policies.cpp", "static_cast<double>(mixed(config_.seed, static_cast<uint64_t>(req.arrival_seq)) >> 11);", "[] { static double hidden = 0; return hidden = -hidden - 1; }();"),
+    Edit("12 reasons: wrong number", "admit.cpp", "                        .needed = needed,", "                        .needed = needed + 1,"),
+    Edit("15 eviction: youngest first", "block_pool.cpp", "  block.prev = list.tail;\n  block.next = kNullBlock;\n  (list.tail == kNullBlock ? list.head : blocks_[static_cast<size_t>(list.tail)].next) = b;\n  list.tail = b;", "  block.next = list.head;\n  block.prev = kNullBlock;\n  (list.head == kNullBlock ? list.tail : blocks_[static_cast<size_t>(list.head)].prev) = b;\n  list.head = b;"),
+    Edit("17 bounded bypass: no barrier", "admit.cpp", "    if (barrier && config_.head_of_line", "    if (false && barrier && config_.head_of_line"),
+    Edit("17 bounded bypass: no limit at all", "admit.cpp", "req.overtaken < config_.bypass_limit);", "true);"),
+    Edit("policy lpm", "policies.cpp", "      key.key = -matched();", "      key.key = matched();"),
+    Edit("policy dfs-weight", "policies.cpp", "        key.key = -branch_weights_[static_cast<size_t>(branch)];", "        key.key = branch_weights_[static_cast<size_t>(branch)];"),
+    Edit("policy sjf", "policies.cpp", "      key.key = req.length_limit - req.known();\n", "      key.key = 0;\n"),
+    Edit("policy lof", "policies.cpp", "      key.key = req.known() - req.length_limit;", "      key.key = 0;"),
+    Edit("policy hrrn", "policies.cpp", "      key.key = -static_cast<double>(now_ - req.account.arrival_time) / std::max(service, 1.0);", "      key.key = 0;"),
+    Edit("policy priority", "policies.cpp", "      key.rank = req.priority;", "      key.rank = -req.priority;"),
+    Edit("policy key", "policies.cpp", "      key.key = req.policy_key;", "      key.key = 0;"),
+    Edit("policy key: invalidate() moves nobody", "policies.cpp", "  it->second->policy_key = key;\n", "  it->second->policy_key = key;\n  return;\n"),
+    Edit("policy deadline", "policies.cpp", "static_cast<double>(due) + (due < now_ ? 2 * kLate : 0);", "0;"),
+    Edit("policy deadline: what is late goes first", "policies.cpp", "(due < now_ ? 2 * kLate : 0)", "0"),
+    Edit("policy fair: nobody is charged", "placement.cpp", "  tenant.served += num_tokens / tenant.weight;", "  tenant.served += 0 * num_tokens;"),
+    Edit("policy fair: weights ignored", "placement.cpp", "num_tokens / tenant.weight;", "num_tokens;"),
+    Edit("ageing: never", "policies.cpp", "num_admissions_ - req->admissions_seen < config_.aging_limit", "true"),
+    Edit("deadlines: nobody is dropped", "policies.cpp", "void Scheduler::drop_late() {\n", "void Scheduler::drop_late() {\n  return;\n"),
+    Edit("tenants: no limit on running reqs", "admit.cpp", "tenant.running >= config_.max_running_per_tenant", "false"),
+    Edit("tenants: no limit on queued reqs", "requests.cpp", "    if (queued + n > config_.max_queued_per_tenant) {", "    if (false) {"),
+    Edit("urgent reqs wait for prompts under way", "scheduler.cpp", "        admit_urgent();", "        "),
+    Edit("estimate guaranteed: reserves nothing", "admit.cpp", "    return static_cast<double>(most_blocks(group, req.length_limit - 1) -\n                               most_blocks(group, req.known_ahead));", "    return 0;"),
+    Edit("estimate peak: of the candidate alone", "admit.cpp", "  peak_.clear();\n", "  peak_.clear();\n  if (num_running_ > 0) return 0;\n"),
+    Edit("estimate learned: reserves nothing", "admit.cpp", "kClippedOutput)) * ratio_.value();", "kClippedOutput)) * 0.0;"),
+    Edit("estimate learned: learns nothing of a preemption", "admission.cpp", "  value_ = std::max(value_, std::min(1.0, seen / share()));", "  (void)seen;"),
+    Edit("victim newest", "preemption.cpp", "      return a.arrival_seq > b.arrival_seq;", "      return a.arrival_seq < b.arrival_seq;"),
+    Edit("victim most_blocks", "preemption.cpp", "return a.tables[0].size() > b.tables[0].size();", "return a.tables[0].size() < b.tables[0].size();"),
+    Edit("victim lowest_priority", "preemption.cpp", "return a.priority > b.priority;", "return a.priority < b.priority;"),
+    Edit("victim least_progress", "preemption.cpp", "std::tuple(r.computed, -r.arrival_seq)", "std::tuple(-r.computed, -r.arrival_seq)"),
+    Edit("prefix cache: several compute one prefix", "admit.cpp", "computed_by_another(req))", "false)"),
+    Edit("prefix cache: duplicates stay", "placement.cpp", "    pool.retain(theirs);\n    pool.release(mine, req.last_step);\n    mine = theirs;", "    pool.retain(theirs);\n    pool.release(theirs, req.last_step);"),
+    Edit("prefix cache: strategies forget hits", "prefix_cache.cpp", "  entry.hits += hit;", "  (void)hit;"),
+    Edit("prefix cache: pins hold nothing", "control.cpp", "      pools_[static_cast<size_t>(g)].retain(block);\n", "      continue;\n"),
+    Edit("prefix cache: own recompute is a hit", "admit.cpp", "  if (again) {\n    req.account.recovered", "  if (false) {\n    req.account.recovered"),
+    Edit("prefix cache: flush does nothing", "control.cpp", "  return prefix_ ? prefix_->flush() : 0;", "  return 0;"),
+    Edit("chunks: no cap a req", "rows.cpp", "    if (config_.long_prefill_token_threshold > 0)\n", "    if (false)\n"),
+    Edit("chunks: no equal split", "rows.cpp", "config_.prefill_split == PrefillSplit::equal && ", "false && "),
+    Edit("n > 1: children share a seed", "requests.cpp", "i == 0 ? base : mix_seed(base, static_cast<uint64_t>(i));", "base;"),
+    Edit("n > 1: abort ends one child", "requests.cpp", "      if (!child->finished()) finish(*child, FinishReason::abort);\n", "      if (!child->finished()) { finish(*child, FinishReason::abort); break; }\n"),
+    Edit("pause: in place goes on", "scheduler.cpp", "  if (pause_ != Pause::in_place && !fatal_) {", "  if (!fatal_) {"),
+    Edit("pause: a drain lets reqs in", "admit.cpp", "  if (waiting_.empty() || pause_ != Pause::no) return;", "  if (waiting_.empty()) return;"),
+    Edit("queue limit: none", "requests.cpp", "waiting_.size() + n > config_.max_queued_reqs", "false"),
+    Edit("account: retractions not counted", "preemption.cpp", "  ++req.account.retractions;\n", ""),
+    Edit("account: work done twice not counted", "preemption.cpp", "  req.highest_computed = std::max(req.highest_computed, req.computed);\n", ""),
+    Edit("account: queue time not counted", "policies.cpp", "  req.account.queue_time += now_ - req.queued_since;\n", ""),
+    Edit("attention list: pieces of rows that left stay", "attention_plan.cpp", "    if (seats_[size_t(piece.work.seat)].seen == step_) return false;", "    return false;"),
+    Edit("redaction: tokens stay", "replay.cpp", "        for (Token& token : req.tokens) token = numbers.token(token);\n", ""),
+]  # fmt: skip
+
+
+def commands(folder: Path, file: str) -> list[list[str]]:
+    """How the changed file becomes a module in `folder`: compile, put into the library, link."""
+    entries = json.loads((BUILD / "compile_commands.json").read_text())
+    entry = next(e for e in entries if e["file"].endswith(f"csrc/sched/{file}"))
+    compile_ = [word for word in shlex.split(entry["command"]) if not word.endswith("ccache")]
+    made = compile_[compile_.index("-o") + 1]
+    compile_ = [word for word in compile_ if word not in (entry["file"], "-O3", "-Werror")]
+    compile_[compile_.index("-o") + 1] = str(folder / f"{file}.o")
+    compile_ += ["-O1", f"-I{ROOT / 'csrc'}", str(folder / file)]
+    ninja = shutil.which("ninja", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    assert ninja is not None, "needs ninja"
+    text = subprocess.run([ninja, "-C", BUILD, "-t", "commands", "csrc/bind/_core" + _suffix()], capture_output=True, text=True, check=True).stdout  # fmt: skip
+    link = next(line for line in reversed(text.splitlines()) if "_core" in line and " -o " in line)
+    words = shlex.split(re.sub(r"^:\s*&&\s*|\s*&&\s*:?.*$", "", link))
+    words[words.index("-o") + 1] = str(folder / "python" / "stoker" / ("_core" + _suffix()))
+    words = [str(folder / "libsched.a") if w.endswith("libstoker_sched.a") else w for w in words]
+    library = BUILD / "csrc" / "sched" / "libstoker_sched.a"
+    member = Path(made).name
+    return [
+        compile_,
+        ["cp", str(library), str(folder / "libsched.a")],
+        ["ar", "d", str(folder / "libsched.a"), member],
+        ["ar", "qs", str(folder / "libsched.a"), str(folder / f"{file}.o")],
+        words,
+    ]
+
+
+def _suffix() -> str:
+    return next((ROOT / "python" / "stoker").glob("_core.*.so")).name.removeprefix("_core")
+
+
+def noticed(edit: Edit, folder: Path) -> str:
+    """The test that failed with the edit; empty: none did."""
+    text = (ROOT / "csrc" / "sched" / edit.file).read_text()
+    if text.count(edit.old) != 1:
+        return f"NOT APPLIED: the text is there {text.count(edit.old)} times"
+    (folder / edit.file).write_text(text.replace(edit.old, edit.new))
+    for command in commands(folder, edit.file):
+        done = subprocess.run(command, cwd=BUILD, capture_output=True, text=True, check=False)
+        if done.returncode:
+            return f"NOT APPLIED: {done.stderr[-400:]}"
+    first = ("test_scripts", "test_orders", "test_door", "test_prefix_cache", "test_event_log", "test_block_pool", "test_attention_plan")  # fmt: skip
+    tests = [f"tests/sched/{name}.py" for name in (*first, "test_same_tokens")]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--timeout",
+        "20",
+        *tests,
+    ]
+    env = {**os.environ, "PYTHONPATH": str(folder / "python")}
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=300
+        )
+    except subprocess.TimeoutExpired:
+        return "(hangs)"
+    if done.returncode == 0:
+        return ""
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.M)
+    return failed.group(1) if failed else f"(breaks down: {done.returncode})"
+
+
+def main() -> None:
+    chosen = [e for e in EDITS if len(sys.argv) == 1 or any(word in e.mechanism for word in sys.argv[1:])]
+    rows, missed = [], 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shutil.copytree(ROOT / "python", folder / "python", ignore=shutil.ignore_patterns("_core.*.so"))
+        for edit in chosen:
+            test = noticed(edit, folder)
+            missed += not test or test.startswith("NOT")
+            old, new = (
+                (" ".join(text.split()) or "nothing").replace("|", "\\|") for text in (edit.old, edit.new)
+            )
+            rows.append(
+                f"| {edit.mechanism} | {edit.file} | `{old[:70]}` → `{new[:70]}` | {test or 'NONE'} |"
+            )
+            print(rows[-1], flush=True)
+    if len(sys.argv) == 1:
+        head = "# Broken on purpose\n\nBy `python tools/mutations.py`: each edit of csrc/sched, and the first test that failed with it. The bugs planted behind\n`planted(Bug::...)` are besides: tests/property/test_planted_bugs.py.\n\n| mechanism | file | edit | noticed by |\n| --- | --- | --- | --- |\n"
+        (ROOT / "benchmarks" / "results" / "mutations.md").write_text(head + "\n".join(rows) + "\n")
+    sys.exit(1 if missed else 0)
+
+
+if __name__ == "__main__":
+    main()
