@@ -189,7 +189,8 @@ def main() -> None:
 def write(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
     if args.keep:
         measured = {(r["model"], r["batch"]) for r in rows}
-        before = json.loads((RESULTS / "engine_cpu.json").read_text())["rows"]
+        kept = RESULTS / "engine_cpu.json"
+        before = json.loads(kept.read_text())["rows"] if kept.exists() else []
         rows = [r for r in before if (r["model"], r["batch"]) not in measured] + rows
         rows.sort(key=lambda r: (list(SHAPES).index(r["model"]), r["batch"]))
     facts = {
