@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -331,3 +333,16 @@ def test_the_next_step_is_scheduled_while_one_runs(folder: Path, monkeypatch: py
         engine.add_request("a", PROMPT[:4], GREEDY)
         finish(engine)
     assert seen[2]
+
+
+def test_an_engine_that_nobody_holds_is_gone(folder: Path) -> None:
+    """Its KV and weights are most of a machine's memory; the loop's native half holds Python objects that no collector sees."""
+    engine = Engine(EngineConfig(str(folder), device="cpu", max_num_seqs=2, max_model_len=64))
+    engine.add_request("a", [1, 2, 3], SamplingParams(max_tokens=2))
+    while engine.has_unfinished():
+        engine.step()
+    gone = weakref.ref(engine)
+    engine.close()
+    del engine
+    gc.collect()
+    assert gone() is None

@@ -67,8 +67,10 @@ class Engine:
         self.ledger = parts.ledger
         self.max_num_seqs = parts.sizes.max_num_seqs
         self.runner = parts.runner
+        # Not through self: the loop holds the grammars, and what it holds no collector sees.
+        tokenizer = Path(parts.model_path) / "tokenizer.json"
         self._grammars = Grammars(
-            lambda: (Path(self.model_path) / "tokenizer.json").read_text(encoding="utf-8"),
+            lambda: tokenizer.read_text(encoding="utf-8"),
             self.model_config.vocab_size,
             tuple(self.eos_token_ids),
         )
