@@ -37,7 +37,7 @@ def test_schemathesis_finds_nothing(quick: RunningServer, tmp_path: Path) -> Non
     """Fuzzing of every operation; in the long form also its examples and the coverage of every keyword."""
     command = [
         *(sys.executable, "-m", "schemathesis.cli", "run", quick.url + "/openapi.json"),
-        *("--checks", CHECKS, "--max-examples", "100" if LONG else "5", "--seed", "1", "--no-color"),
+        *("--checks", CHECKS, "--max-examples", "30" if LONG else "5", "--seed", "1", "--no-color"),
         *(
             "--phases",
             "examples,coverage,fuzzing" if LONG else "fuzzing",
