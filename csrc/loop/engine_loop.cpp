@@ -129,7 +129,7 @@ bool EngineLoop::turn() {
     }
     if (!busy && scheduler_.has_unfinished() && !scheduler_.only_waits()) ++stalls_;
     update_stats();
-    if (event_log_) event_log_->turn(!busy);
+    if (event_log_) event_log_->turn(!busy || !scheduler_.has_unfinished());
   } catch (const std::exception& error) {
     if (failure_.empty()) fail(error.what());
     throw;
