@@ -45,11 +45,11 @@ ON: dict[str, dict[str, Any]] = {
         "engine": {"model": "stoker-demo", "max_num_seqs": 32, "max_num_batched_tokens": 256, "num_kv_blocks": 2049, "max_model_len": 1024},
         "probe": {"num_reqs": 8, "prompt_len": "64", "output_len": "24"},
         "pairs": {
-            1: ((0.5, "loguniform:16:160", "uniform:2:24"), (0.7, "loguniform:8:64", "uniform:4:32")),
-            2: ((0.5, "loguniform:8:64", "uniform:4:32"), (0.6, "loguniform:32:256", "uniform:2:16")),
-            3: ((0.6, "uniform:16:128", "uniform:2:24"), (0.4, "loguniform:16:160", "uniform:8:24")),
-            4: ((0.6, "loguniform:32:256", "uniform:2:16"), (0.75, "loguniform:8:64", "exponential:14:60")),
-            5: ((0.5, "loguniform:16:160", "exponential:12:60"), (0.65, "uniform:16:128", "uniform:2:24")),
+            1: ((0.5, "loguniform:16:160", "uniform:2:12"), (0.7, "loguniform:8:64", "uniform:2:16")),
+            2: ((0.5, "loguniform:8:64", "uniform:2:16"), (0.6, "loguniform:32:256", "uniform:2:8")),
+            3: ((0.6, "uniform:16:128", "uniform:2:12"), (0.4, "loguniform:16:160", "uniform:4:12")),
+            4: ((0.6, "loguniform:32:256", "uniform:2:16"), (0.75, "loguniform:8:64", "exponential:7:30")),
+            5: ((0.5, "loguniform:16:160", "exponential:6:30"), (0.65, "uniform:16:128", "uniform:2:12")),
         },
     },
     "cuda": {
@@ -264,7 +264,8 @@ def report(folders: list[Path]) -> None:
         records = [json.loads(path.read_text()) for path in sorted(folder.glob("pair*.json"))]
         records = [r for r in records if "measured" in r["b"]]
         for record in records:
-            record["fit"]["cost_model"].pop("noise", None)
+            for name in ("noise",):
+                record["fit"]["cost_model"].pop(name, None)
         errors = {n: [r["b"]["predicted"][n] / r["b"]["measured"][n] - 1 for r in records] for n in FIGURES}
         medians = {name: statistics.median(abs(e) for e in values) for name, values in errors.items()}
         found[folder.name] = {"pairs": records, "median_errors": medians}

@@ -128,7 +128,8 @@ def sweep_picture(rows: Sequence[dict[str, Any]], varied: dict[str, list[Any]], 
 
 
 def _label(name: str, figures: dict[str, float]) -> str:
-    return f"{name} (p50 {1e3 * figures['p50']:.3g}, p99 {1e3 * figures['p99']:.3g} ms)"
+    p50, p99 = (f"{1e3 * figures[p]:,.{0 if figures[p] >= 0.1 else 2}f}" for p in ("p50", "p99"))
+    return f"{name} (p50 {p50}, p99 {p99} ms)"
 
 
 def _limit(axis: Axes, seconds: float | None) -> None:

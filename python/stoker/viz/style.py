@@ -69,12 +69,14 @@ def look() -> Generator[None, None, None]:
 
 
 def share_axis(axis: Axes, label: str) -> None:
-    """For a distribution of times: logarithmic with plain numbers, shares upwards, the legend above."""
+    """For a distribution of times that is drawn already: logarithmic with plain numbers, shares upwards, the legend above."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    low, high = axis.get_xlim()
+    wide = high > 1000 * max(low, 1e-9)  # more numbers would run into each other
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel(label)
     axis.set_ylim(0, 1.02)
