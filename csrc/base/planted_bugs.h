@@ -29,12 +29,15 @@ enum class Bug : int32_t {
   salt_ignored,          // the prefix cache shares between salts
   half_withdrawal,   // what a failed step began and a later one published stays in the prefix cache
   retracted_misled,  // a row in flight of a retracted req counts though it read a failed step
-  failed_row_cached,         // what a req with a failed row computed stays in the prefix cache
-  buffer_reused_early,       // the loop writes every step into the same buffer
-  result_of_another_step,    // the loop commits the tokens of the step before
-  lost_abort,                // an abort is forgotten on its way
-  outbox_duplicate,          // a token is handed out twice
-  lost_end,                  // the end of every seventh req is not handed out
+  failed_row_cached,       // what a req with a failed row computed stays in the prefix cache
+  host_block_reused,       // host blocks are handed out again while a req still swaps in from them
+  resumed_early,           // a req runs before its copies are back
+  partial_not_copied,      // a forked sibling's last block is not copied
+  buffer_reused_early,     // the loop writes every step into the same buffer
+  result_of_another_step,  // the loop commits the tokens of the step before
+  lost_abort,              // an abort is forgotten on its way
+  outbox_duplicate,        // a token is handed out twice
+  lost_end,                // the end of every seventh req is not handed out
   device_lost_table_change,  // the device misses the last table change of a step
   device_stale_last_token,   // the device keeps the last token of a seat one step too long
   device_stale_seed,         // a seat keeps the seed of the req that sat there before
@@ -64,6 +67,9 @@ inline constexpr std::array<std::string_view, static_cast<size_t>(Bug::count)> k
     "half_withdrawal",
     "retracted_misled",
     "failed_row_cached",
+    "host_block_reused",
+    "resumed_early",
+    "partial_not_copied",
     "buffer_reused_early",
     "result_of_another_step",
     "lost_abort",

@@ -220,7 +220,13 @@ void register_stats(py::module_& m) {
       .def_readonly("prefill_tokens", &LoopStats::prefill_tokens)
       .def_readonly("output_tokens", &LoopStats::output_tokens)
       .def_readonly("failure", &LoopStats::failure)
-      .def_property_readonly("num_swapped", [](const LoopStats& s) { return s.last.num_swapped; })
+      .def_readonly("num_swapped", &LoopStats::num_swapped)
+      .def_readonly("num_swaps", &LoopStats::num_swaps)
+      .def_property_readonly(
+          "num_host_blocks",
+          [](const LoopStats& s) { return std::max(s.host_blocks.total - 1, 0); })
+      .def_property_readonly("num_free_host_blocks",
+                             [](const LoopStats& s) { return s.host_blocks.free; })
       .def_property_readonly("num_prefilling",
                              [](const LoopStats& s) { return s.last.num_prefill_rows; })
       .def_property_readonly("num_blocks",

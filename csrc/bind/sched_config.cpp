@@ -29,6 +29,7 @@ void register_sched_config(py::module_& m) {
   group.def_readwrite("window", &KVGroup::window)
       .def_readwrite("block_size", &KVGroup::block_size)
       .def_readwrite("num_blocks", &KVGroup::num_blocks)
+      .def_readwrite("num_host_blocks", &KVGroup::num_host_blocks)
       .def_readwrite("bytes_per_block", &KVGroup::bytes_per_block)
       .def_readwrite("layers", &KVGroup::layers);
 
@@ -60,9 +61,11 @@ void register_sched_config(py::module_& m) {
   named(config, "admission", &Config::admission, &admission_of);
   named(config, "head_of_line", &Config::head_of_line, &head_of_line_of);
   named(config, "preemption_victim", &Config::preemption_victim, &victim_of);
+  named(config, "preemption", &Config::preemption, &preemption_of);
   named(config, "prefix_eviction", &Config::prefix_eviction, &eviction_of);
   named(config, "prefill_split", &Config::prefill_split, &prefill_split_of);
   config.def_readwrite("num_blocks", &Config::num_blocks)
+      .def_readwrite("num_host_blocks", &Config::num_host_blocks)
       .def_readwrite("block_size", &Config::block_size)
       .def_readwrite("kv_groups", &Config::kv_groups)
       .def_readwrite("max_num_seqs", &Config::max_num_seqs)

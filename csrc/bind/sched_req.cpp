@@ -145,6 +145,8 @@ void register_sched_req(py::module_& m) {
       .def_readonly("decode_steps", &ReqAccount::decode_steps)
       .def_readonly("retractions", &ReqAccount::retractions)
       .def_readonly("swaps", &ReqAccount::swaps)
+      .def_readonly("swaps_lost", &ReqAccount::swaps_lost)
+      .def_readonly("swapped_blocks", &ReqAccount::swapped_blocks)
       .def_readonly("prefill_tokens", &ReqAccount::prefill_tokens)
       .def_readonly("tokens_computed_twice", &ReqAccount::tokens_computed_twice)
       .def_readonly("cached_tokens", &ReqAccount::cached_tokens)

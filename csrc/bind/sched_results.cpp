@@ -66,6 +66,8 @@ void register_sched_results(py::module_& m) {
             for (const int32_t v : values)
               r.row_status.push_back(v == 0 ? RowStatus::ok : RowStatus::failed);
           })
+      .def_readwrite("transfer_time", &StepResult::transfer_time)
+      .def_readwrite("transfer_bytes", &StepResult::transfer_bytes)
       .def("clear", &StepResult::clear);
   vector_property(result, "row_indptr", &StepResult::row_indptr);
   vector_property(result, "token_ids", &StepResult::token_ids);
@@ -117,6 +119,8 @@ void register_sched_results(py::module_& m) {
       .def_readonly("num_sampled_rows", &StepStats::num_sampled_rows)
       .def_readonly("num_admitted", &StepStats::num_admitted)
       .def_readonly("num_preempted", &StepStats::num_preempted)
+      .def_readonly("num_swapped_out", &StepStats::num_swapped_out)
+      .def_readonly("num_swapped_in", &StepStats::num_swapped_in)
       .def_readonly("num_sat_out", &StepStats::num_sat_out)
       .def_readonly("cached_tokens", &StepStats::cached_tokens)
       .def_readonly("recomputed_tokens", &StepStats::recomputed_tokens)

@@ -186,6 +186,13 @@ void register_scheduler(py::module_& m) {
           py::arg("drain") = false)
       .def("start_log", &S::start_log, "Begin an event log; call before the first add().")
       .def("log", &S::log, "The event log so far, as bytes.")
+      .def(
+          "set_rates",
+          [](S& s, double ns_per_token, double ns_per_byte) {
+            s.core().set_rates(ns_per_token, ns_per_byte);
+          },
+          py::arg("ns_per_token"), py::arg("ns_per_byte"),
+          "What computing a token again and moving a byte between tiers costs, as measured.")
       .def("resume", [](S& s) { s.core().pause(Scheduler::Pause::no); })
       .def("flush_cache", [](S& s) { return s.core().flush_cache(); })
       .def(
@@ -215,6 +222,7 @@ void register_scheduler(py::module_& m) {
       .def("take_events", &S::take_events)
       .def("has_unfinished", [](S& s) { return s.core().has_unfinished(); })
       .def_property_readonly("num_waiting", [](S& s) { return s.core().num_waiting(); })
+      .def_property_readonly("num_swapped", [](S& s) { return s.core().num_swapped(); })
       .def_property_readonly("num_running", [](S& s) { return s.core().num_running(); })
       .def_property_readonly("steps_in_flight", [](S& s) { return s.core().steps_in_flight(); })
       .def_property_readonly("config", [](S& s) { return s.core().config(); })
@@ -228,6 +236,14 @@ void register_scheduler(py::module_& m) {
             if (g < 0 || g >= s.core().limits().num_kv_groups)
               throw py::index_error("no such KV group");
             return s.core().block_counts(g);
+          },
+          py::arg("group") = 0)
+      .def(
+          "host_block_counts",
+          [](S& s, GroupId g) {
+            if (g < 0 || g >= s.core().limits().num_kv_groups)
+              throw py::index_error("no such KV group");
+            return s.core().host_block_counts(g);
           },
           py::arg("group") = 0)
       .def(

@@ -2,6 +2,7 @@
 #include "loop/engine_loop.h"
 
 #include <algorithm>
+#include <cmath>
 #include <exception>
 #include <utility>
 
@@ -24,6 +25,15 @@ void pad_logprobs(Outputs& out) {
   out.logprob_indptr.resize(out.tokens.size() + 1, static_cast<int32_t>(out.logprob_ids.size()));
   out.logprob_ranks.resize(out.tokens.size(), 0);
 }
+
+constexpr double kNewest = 0.1;        // what the newest measurement weighs
+constexpr double kWorthTelling = 0.1;  // a rate that moved by less is not told
+
+double smoothed(double old, double measured) {
+  return old == 0 ? measured : old + kNewest * (measured - old);
+}
+
+bool moved(double told, double now) { return std::abs(now - told) > kWorthTelling * told; }
 
 int32_t children(const Req& req) { return std::max(req.params.n, 1); }
 
@@ -308,6 +318,7 @@ void EngineLoop::collect_oldest() {
   } else if (planted(Bug::result_of_another_step)) {
     before_ = result_.token_ids;
   }
+  measure(flight.trace.stats);
   const StepEvents& events = scheduler_.commit(result_, collected);
   deliver(events, &result_);
   flight.trace.collect_ns = collected - began;
@@ -319,9 +330,27 @@ void EngineLoop::collect_oldest() {
   const std::lock_guard lock(stats_mutex_);
   trace_.push(flight.trace);
   ++stats_.num_steps;
+  stats_.num_swaps += flight.trace.stats.num_swapped_out;
   stats_.num_preemptions += flight.trace.stats.num_preempted;
   stats_.prefill_tokens += flight.trace.stats.num_tokens - flight.trace.stats.num_decode_rows;
   stats_.output_tokens += static_cast<int64_t>(events.tokens.size());
+}
+
+// Keeps what the choice between recompute and swap stands on up to date. Steps that prefill tell
+// what a token costs: one that is computed again is computed so.
+void EngineLoop::measure(const StepStats& step) {
+  if (step.host_blocks[0].total == 0 || result_.status != StepStatus::ok) return;
+  if (step.num_prefill_rows > 0 && step.num_transfers == 0 && result_.device_time > 0) {
+    ns_per_token_ =
+        smoothed(ns_per_token_, static_cast<double>(result_.device_time) / step.num_tokens);
+  }
+  if (result_.transfer_time > 0 && result_.transfer_bytes > 0) {
+    ns_per_byte_ = smoothed(ns_per_byte_, static_cast<double>(result_.transfer_time) /
+                                              static_cast<double>(result_.transfer_bytes));
+  }
+  if (ns_per_token_ == 0 || ns_per_byte_ == 0) return;
+  if (!moved(told_ns_per_token_, ns_per_token_) && !moved(told_ns_per_byte_, ns_per_byte_)) return;
+  scheduler_.set_rates(told_ns_per_token_ = ns_per_token_, told_ns_per_byte_ = ns_per_byte_);
 }
 
 // --- outputs
@@ -498,6 +527,8 @@ void EngineLoop::update_stats() {
   stats_.last = scheduler_.last_stats();
   stats_.num_waiting = scheduler_.num_waiting();
   stats_.num_running = scheduler_.num_running();
+  stats_.num_swapped = scheduler_.num_swapped();
+  stats_.host_blocks = scheduler_.host_block_counts(0);
   stats_.steps_in_flight = steps_in_flight();
   stats_.blocks = scheduler_.block_counts(0);
 }

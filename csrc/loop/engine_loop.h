@@ -47,10 +47,13 @@ struct LoopStats {
   int32_t num_waiting = 0, num_running = 0, steps_in_flight = 0;
   int64_t num_unfinished = 0;  // added and not ended, those still in the inbox included
   int64_t num_steps = 0;
-  int64_t num_preemptions = 0;
-  int64_t prefill_tokens = 0;  // computed; cached ones not counted
+  int64_t num_preemptions = 0;  // by recompute or by swap
+  int64_t num_swaps = 0;        // of these, by swap
+  int64_t prefill_tokens = 0;   // computed; cached ones not counted
   int64_t output_tokens = 0;
-  BlockCounts blocks;   // of KV group 0
+  int32_t num_swapped = 0;  // reqs whose KV is in host memory now, or on its way there
+  BlockCounts blocks;       // of KV group 0
+  BlockCounts host_blocks;
   std::string failure;  // why the engine has stopped for good; empty: it has not
 };
 
@@ -157,6 +160,7 @@ class EngineLoop {
   void collect_oldest();
   void bring_masks();
   void forget_grammars();
+  void measure(const StepStats& step);
   void deliver(const StepEvents& events, const StepResult* result);
   void append_tokens(Outputs& out, const StepEvents& events, size_t i, const StepResult* result);
   void append_score(Outputs& out, const StepEvents& events, size_t i, const StepResult& result);
@@ -178,6 +182,9 @@ class EngineLoop {
   size_t next_buffer_ = 0;
   std::deque<Flight> flights_;
   StepResult result_;
+  // What computing a token and moving a byte takes, in ns: measured, and as last told the
+  // scheduler.
+  double ns_per_token_ = 0, ns_per_byte_ = 0, told_ns_per_token_ = 0, told_ns_per_byte_ = 0;
   std::vector<Token> before_;  // of the step before; planted bugs only
 
   Inbox<Message> inbox_;

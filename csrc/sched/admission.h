@@ -45,6 +45,7 @@ struct Ledger {
   int32_t outs = 0;                               // output rows of the buffer
   int32_t table_changes = 0;                      // of the buffer
   int32_t seat_words = 0;                         // of the buffer
+  int32_t transfers = 0;                          // of the buffer
   std::array<int32_t, kMaxKVGroups> available{};  // blocks that can be handed out now
   std::array<int64_t, kMaxKVGroups> promised{};   // that prompts under way will still take
   std::array<double, kMaxKVGroups> reserve{};     // expected growth of the running reqs, in blocks

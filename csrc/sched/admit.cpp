@@ -33,10 +33,11 @@ void Scheduler::admit_urgent() {
 void Scheduler::admit_waiting(double outranking) {
   if (waiting_.empty() || pause_ != Pause::no) return;
   if (config_.batching == Batching::static_batch) {
-    if (num_running_ == 0) batch_open_ = true;
+    if (num_present() == 0) batch_open_ = true;
     if (!batch_open_) return;
   }
   refresh_order();
+  ++looks_;
   passed_.clear();
   blocked_ = nullptr;
   WaitCode stopped = WaitCode::none;
@@ -46,9 +47,14 @@ void Scheduler::admit_waiting(double outranking) {
     Req& req = *it->req;
     if (!req.grammar_ready) {  // not a candidate yet, and no look at one
       req.wait = {.code = WaitCode::grammar, .step = next_batch_};
-      tenants_[static_cast<size_t>(req.tenant_index)].passed_over = next_batch_;
+      tenants_[static_cast<size_t>(req.tenant_index)].passed_over = looks_;
       it = next_candidate(std::next(it));
       --looked;
+      continue;
+    }
+    if (req.state == ReqState::swapped && head_is_lost(req)) {
+      lose_swap(req);
+      it = next_candidate(waiting_.begin());
       continue;
     }
     const Verdict verdict = consider(req);
@@ -58,7 +64,7 @@ void Scheduler::admit_waiting(double outranking) {
       stopped = reason->code;
       if (blocked_ == nullptr) blocked_ = &req;
       if (!may_be_passed(req)) break;
-      tenants_[static_cast<size_t>(req.tenant_index)].passed_over = next_batch_;
+      tenants_[static_cast<size_t>(req.tenant_index)].passed_over = looks_;
       if (reason->code != WaitCode::prefix && reason->code != WaitCode::tenant)
         passed_.push_back(&req);
       it = next_candidate(std::next(it));
@@ -77,11 +83,13 @@ void Scheduler::admit_waiting(double outranking) {
 }
 
 bool Scheduler::may_be_passed(const Req& req) const {
+  if (req.arrival_seq == urgent_seq_) return false;  // what was freed for it is not for others
   switch (req.wait.code) {
     case WaitCode::prefix:
     case WaitCode::tenant:
       return true;
     case WaitCode::in_flight:
+    case WaitCode::host_transfer:
     case WaitCode::blocks:
     case WaitCode::reserve:
       return config_.head_of_line == HeadOfLine::scan ||
@@ -123,9 +131,15 @@ int64_t Scheduler::future_peak(const Req& candidate, GroupId group) {
   for (const Req* req : running_) {
     if (req == nullptr) continue;
     peak_.emplace_back(std::max(0, req->length_limit - 1 - req->known_ahead), req->known_ahead);
+    for (int32_t i = num_siblings(*req); i > 0; --i)
+      peak_.emplace_back(req->length_limit - 1 - req->known_ahead, 1);
   }
+  for (const Req* req : arriving_)
+    peak_.emplace_back(std::max(0, req->length_limit - 1 - req->known_ahead), req->known_ahead);
   peak_.emplace_back(std::max(0, candidate.length_limit - 1 - candidate.known()),
                      candidate.known());
+  for (int32_t i = num_siblings(candidate); i > 0; --i)
+    peak_.emplace_back(candidate.length_limit - 1 - candidate.known(), 1);
   std::sort(peak_.begin(), peak_.end(), std::greater<>());
   int64_t held = 0, peak = 0;
   for (size_t k = 0; k < peak_.size(); ++k) {
@@ -139,19 +153,30 @@ int64_t Scheduler::future_peak(const Req& candidate, GroupId group) {
 // Judges a candidate on the ledger. Changes nothing but the scratch match.
 Verdict Scheduler::consider(Req& req) {
   if (req.rows_in_flight > 0) return WaitReason{.code = WaitCode::in_flight};
-  if (ledger_.seats == 0) return WaitReason{.code = WaitCode::seats, .needed = 1};
-  if (ledger_.tokens == 0 || ledger_.rows == 0)
+  if (req.state == ReqState::swapping_out) return WaitReason{.code = WaitCode::host_transfer};
+  const bool swapped = req.state == ReqState::swapped;  // comes back by copies, without a row
+  const int32_t family = 1 + num_siblings(req);
+  if (ledger_.seats < family)
+    return WaitReason{
+        .code = WaitCode::seats, .needed = family, .free = std::max(ledger_.seats, 0)};
+  if (!swapped && (ledger_.tokens == 0 || ledger_.rows == 0))
     return WaitReason{.code = WaitCode::token_budget, .needed = 1};
 
   const Tenant& tenant = tenants_[static_cast<size_t>(req.tenant_index)];
-  if (config_.max_running_per_tenant > 0 && tenant.running >= config_.max_running_per_tenant) {
+  if (config_.max_running_per_tenant > 0 &&
+      tenant.running + family > config_.max_running_per_tenant) {
     return WaitReason{.code = WaitCode::tenant, .needed = config_.max_running_per_tenant};
   }
 
   const int32_t known = req.known();
   match_.path.clear();
-  const bool scores = req.next_score < req.prompt_len;  // needs the hidden rows of its whole prompt
-  if (prefix_ && !scores) {
+  const bool scores = !swapped && req.next_score < req.prompt_len;  // needs all its hidden rows
+  if (swapped) {
+    match_settled(req);
+    if (static_cast<int32_t>(match_.path.size()) < req.swap_from)
+      return WaitReason{.code =
+                            WaitCode::prefix};  // another one computes what it shares, right now
+  } else if (prefix_ && !scores) {
     const int32_t most =
         (known - !planted(Bug::match_whole_prompt)) / block_size_;  // one token is always computed
     prefix_->match(req.prefix_root, req.tokens, most, match_);
@@ -162,20 +187,26 @@ Verdict Scheduler::consider(Req& req) {
     first = std::min(first, config_.long_prefill_token_threshold);
   if (scores) first = std::min(first, ledger_.outs - at_.outs - 1);
 
+  if (swapped) {
+    int64_t moves = 0;
+    for (GroupId g = 0; g < num_groups_; ++g) moves += blocks_for(g, req.computed) - matched;
+    if (at_.transfers > 0 && at_.transfers + moves > ledger_.transfers)
+      return WaitReason{.code = WaitCode::capacity};
+  }
   const int64_t changes =
       int64_t{num_groups_} * (blocks_for(0, known) + 2 * int64_t{config_.max_num_seqs});
   const int64_t words = kMaxSeatExtraWords + (req.params.has_penalties() ? known : 0);
-  if (first <= 0 || at_.table_changes + changes > ledger_.table_changes ||
-      at_.seat_words + words > ledger_.seat_words) {
+  if (!swapped && (first <= 0 || at_.table_changes + changes > ledger_.table_changes ||
+                   at_.seat_words + words > ledger_.seat_words)) {
     if (at_.rows > 0) return WaitReason{.code = WaitCode::capacity};
   }
 
-  if (prefix_ && !chunks_.empty() && !scores && computed_by_another(req))
+  if (prefix_ && !chunks_.empty() && !scores && !swapped && computed_by_another(req))
     return WaitReason{.code = WaitCode::prefix};
 
-  const bool alone = num_running_ == 0;
+  const bool alone = num_present() == 0;
   // Outranks a running req, or has displaced one: the reserve does not bind it.
-  const bool urgent = req.priority < worst_priority_ || req.arrival_seq == urgent_seq_;
+  const bool urgent = req.rank() < worst_priority_ || req.arrival_seq == urgent_seq_;
   for (GroupId g = 0; g < num_groups_; ++g) {
     const auto i = static_cast<size_t>(g);
     const BlockPool& pool = pools_[i];
@@ -186,7 +217,8 @@ Verdict Scheduler::consider(Req& req) {
       revived += pool.is_cached(prefix_->block(match_.path[static_cast<size_t>(k)], g));
     }
     const int64_t room = ledger_.available[i] - revived;
-    const int64_t now = std::max<int64_t>(0, most_blocks(g, known) - held);
+    const int64_t now =
+        std::max<int64_t>(0, most_blocks(g, known) - held) + (family - 1) * partial_blocks(req, g);
     const auto reason = [&](WaitCode code, int64_t needed) {
       return WaitReason{.code = code,
                         .group = g,
@@ -211,7 +243,7 @@ Verdict Scheduler::consider(Req& req) {
       return reason(WaitCode::reserve, now + ledger_.promised[i] + reserve);
     }
     if (low_water_) {
-      const int64_t mark = now + ledger_.promised[i] + kLowWaterBlocks * num_running_;
+      const int64_t mark = now + ledger_.promised[i] + kLowWaterBlocks * num_present();
       if (mark > room) return reason(WaitCode::low_water, mark);
     }
   }
@@ -225,15 +257,16 @@ double Scheduler::expected_growth(const Req& req, GroupId group) const {
   const auto i = static_cast<size_t>(group);
   const KVGroup& kv = config_.kv_groups[i];
   const int64_t left = req.length_limit - req.known_ahead;
+  const int32_t family = 1 + num_siblings(req);
   if (config_.admission == Admission::greedy || left <= 0) return 0;
   if (config_.admission == Admission::guaranteed || config_.batching == Batching::static_batch) {
-    return static_cast<double>(most_blocks(group, req.length_limit - 1) -
-                               most_blocks(group, req.known_ahead));
+    return static_cast<double>(
+        family * (most_blocks(group, req.length_limit - 1) - most_blocks(group, req.known_ahead)));
   }
   double tokens = static_cast<double>(std::min<int64_t>(left, kClippedOutput)) * ratio_.value();
   if (kv.kind == KVKind::window)
     tokens = std::min(tokens, static_cast<double>(std::max(0, kv.window - req.known_ahead)));
-  return tokens / kv.block_size;
+  return family * tokens / kv.block_size;
 }
 
 // Enters: seat, shared blocks, first chunk.
@@ -244,11 +277,19 @@ void Scheduler::admit(Req& req, const Admit& admit) {
   dequeue(req);
   ++num_admissions_;
   ++tenants_[static_cast<size_t>(req.tenant_index)].running;
+  if (req.state == ReqState::swapped) {
+    begin_swap_in(req);
+    count_siblings(req, 1);
+    refresh_available();
+    for (GroupId g = 0; g < num_groups_; ++g)
+      ledger_.reserve[static_cast<size_t>(g)] += expected_growth(req, g);
+    return;
+  }
   if (req.account.first_scheduled_time < 0) req.account.first_scheduled_time = now_;
   req.state = ReqState::running;
   req.wait = {};
   take_seat(req);
-  --ledger_.seats;
+  count_siblings(req, 1);
   req.running_index = static_cast<int32_t>(running_.size());
   running_.push_back(&req);
   ++num_running_;
@@ -293,6 +334,7 @@ void Scheduler::admit(Req& req, const Admit& admit) {
     const auto i = static_cast<size_t>(g);
     ledger_.promised[i] += std::max<int64_t>(
         0, most_blocks(g, req.known_ahead) - static_cast<int64_t>(req.tables[i].size()));
+    ledger_.promised[i] += num_siblings(req) * partial_blocks(req, g);
     ledger_.reserve[i] += expected_growth(req, g);
   }
 }

@@ -97,6 +97,7 @@ class BlockPool {
   void set_entry(BlockId b, EntryId entry) { blocks_[static_cast<size_t>(b)].entry = entry; }
   EntryId entry(BlockId b) const { return blocks_[static_cast<size_t>(b)].entry; }
   int32_t refs(BlockId b) const { return blocks_[static_cast<size_t>(b)].refs; }
+  int32_t transfers(BlockId b) const { return blocks_[static_cast<size_t>(b)].transfers; }
   ReqId owner(BlockId b) const { return blocks_[static_cast<size_t>(b)].owner; }
   bool is_cached(BlockId b) const { return blocks_[static_cast<size_t>(b)].state == State::cached; }
 

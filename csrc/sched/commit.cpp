@@ -50,6 +50,9 @@ const StepEvents& Scheduler::take_back(const ResultView& result, TimeNs now) {
   num_draining_seats_ -= static_cast<int32_t>(seats.size());
   for (; !seats.empty(); seats.pop_back()) free_seats_.push_back(seats.back());
 
+  if (result.full != nullptr) {
+    for (const Ticket ticket : result.full->finished_transfers) take_ticket(ticket);
+  }
   if (result.status == StepStatus::ok) {
     commit_rows(step, result);
   } else {
@@ -60,7 +63,15 @@ const StepEvents& Scheduler::take_back(const ResultView& result, TimeNs now) {
   return take_events();
 }
 
-void Scheduler::check_result(const StepRecord& step, const ResultView& result) const {
+void Scheduler::check_result(const StepRecord& step, const ResultView& result) {
+  if (result.full != nullptr) {
+    for (const Ticket ticket : result.full->finished_transfers) {
+      if (move_of(ticket) == nullptr) {
+        throw InvalidArgument("commit: no transfer with ticket " + std::to_string(ticket) +
+                              " is under way");
+      }
+    }
+  }
   if (result.status != StepStatus::ok) return;
   const auto wrong = [&](const char* what, size_t given, int32_t wanted) {
     if (given == static_cast<size_t>(wanted)) return;
@@ -217,9 +228,9 @@ void Scheduler::append_tokens(Req& req, std::span<const Token> tokens, int32_t k
   ++req.epoch;
   req.known_ahead = req.known();
   req.last_token = req.tokens.back();
-  if (req.state != ReqState::running) return;
+  if (req.state == ReqState::retracted) return;
   req.computed = req.committed = std::min(kv_end, req.known() - 1);
-  set_tail(req);
+  if (req.state == ReqState::running) set_tail(req);
 }
 
 // Whether `token` is one that ends the req.
@@ -255,15 +266,22 @@ void Scheduler::finish(Req& req, FinishReason reason, std::string why) {
   check(!req.finished(), "a req ends once");
   if (waiting_.contains(req)) dequeue(req);
   num_unready_ -= !req.grammar_ready;
+  if (req.leader != nullptr) detach(req);
   if (req.holds_seat()) {
     release_blocks(req);
     leave_seat(req);
+  } else if (req.state == ReqState::swapping_in) {
+    release_blocks(req);
+    leave_arriving(req);
   }
+  if (!req.host_tables.empty()) release_host(req);
   if (prefix_) prefix_->leave(req.prefix_root);
   ++req.epoch;
   req.known_ahead = req.known();
+  req.move = 0;
   req.state = ReqState::finished;
   req.finish_reason = reason;
+  if (!req.siblings.empty()) detach_siblings(req);
   req.error = std::move(why);
   req.wait = {};
   req.account.finish_time = now_;
@@ -310,6 +328,14 @@ void Scheduler::fail_row(Req& req, std::string why) {
   }
   finish(req, FinishReason::error, std::move(why));
   if (root != kNoEntry) withdraw({&root, 1});
+  // Whoever began with the same hidden row, or with a copy of what this row wrote.
+  for (const ReqPtr& ptr : reqs_) {
+    if (ptr && !ptr->finished() && ptr->forked_in == committed_ &&
+        ptr->forked_from == req.arrival_seq) {
+      ptr->forked_in = 0;
+      redo(*ptr);
+    }
+  }
 }
 
 // The step's reqs end with an error. What it was to put into the prefix cache is withdrawn with all
@@ -330,6 +356,7 @@ void Scheduler::fail_step(StepRecord& step, const std::string& why, bool fatal) 
     return;
   }
   if (!planted(Bug::skipped_withdrawal)) withdraw_step(step.batch_id);
+  withdraw_forks(step.batch_id);
 }
 
 // Takes out of the prefix cache what the failed step was to put there.
@@ -366,10 +393,7 @@ void Scheduler::withdraw(std::span<const EntryId> roots) {
     auto& published = steps_[static_cast<size_t>(id) % steps_.size()].published;
     std::erase_if(published, [&](const Published& p) { return !prefix_->live(p.entry); });
   }
-  for (Req* const req : misled) {
-    discard_rows(*req);
-    if (req->state == ReqState::running) retract(*req);
-  }
+  for (Req* const req : misled) redo(*req);
 }
 
 // Whether what a req has computed stands on marked entries. A req without tables is judged by its
@@ -385,7 +409,9 @@ bool Scheduler::builds_on_marked(const Req& req) const {
     }
     return false;
   }
-  if (req.rows_in_flight == 0 || planted(Bug::retracted_misled)) return false;
+  const bool swapped = req.state == ReqState::swapping_out || req.state == ReqState::swapped ||
+                       req.state == ReqState::swapping_in;
+  if ((req.rows_in_flight == 0 && !swapped) || planted(Bug::retracted_misled)) return false;
   EntryId at = req.prefix_root;
   for (int32_t i = 0; (i + 1) * block_size_ <= req.known(); ++i) {
     at = prefix_->find(
@@ -396,9 +422,16 @@ bool Scheduler::builds_on_marked(const Req& req) const {
   return false;
 }
 
-void Scheduler::discard_rows(Req& req) {
+// What was computed for a req is worth nothing, nor are its rows in flight: all is to be done
+// again.
+void Scheduler::redo(Req& req) {
   ++req.epoch;
   req.known_ahead = req.known();
+  if (req.state == ReqState::running) {
+    retract(req);
+  } else if (req.state != ReqState::retracted) {
+    lose_swap(req);
+  }
 }
 
 }  // namespace stoker

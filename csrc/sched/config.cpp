@@ -29,6 +29,7 @@ constexpr std::array<std::string_view, 4> kKVKinds = {"full", "window", "latent"
 constexpr std::array<std::string_view, 4> kEvictions = {"lru", "slru", "lfu", "priority"};
 constexpr std::array<std::string_view, 4> kVictims = {"least_progress", "newest", "lowest_priority",
                                                       "most_blocks"};
+constexpr std::array<std::string_view, 3> kPreemptions = {"auto", "retract", "swap"};
 constexpr std::array<std::string_view, 3> kHeadsOfLine = {"strict", "bypass", "scan"};
 constexpr std::array<std::string_view, 2> kPrefillSplits = {"fcfs", "equal"};
 
@@ -57,6 +58,9 @@ Eviction eviction_of(std::string_view name) {
 Victim victim_of(std::string_view name) {
   return find<Victim>(kVictims, name, "preemption_victim");
 }
+Preemption preemption_of(std::string_view name) {
+  return find<Preemption>(kPreemptions, name, "preemption");
+}
 HeadOfLine head_of_line_of(std::string_view name) {
   return find<HeadOfLine>(kHeadsOfLine, name, "head_of_line");
 }
@@ -65,6 +69,7 @@ PrefillSplit prefill_split_of(std::string_view name) {
 }
 std::string_view name_of(Eviction value) { return kEvictions[static_cast<size_t>(value)]; }
 std::string_view name_of(Victim value) { return kVictims[static_cast<size_t>(value)]; }
+std::string_view name_of(Preemption value) { return kPreemptions[static_cast<size_t>(value)]; }
 std::string_view name_of(HeadOfLine value) { return kHeadsOfLine[static_cast<size_t>(value)]; }
 std::string_view name_of(PrefillSplit value) { return kPrefillSplits[static_cast<size_t>(value)]; }
 std::string_view name_of(Batching value) { return kBatchings[static_cast<size_t>(value)]; }
@@ -79,6 +84,7 @@ SchedulerConfig validated(SchedulerConfig config) {
     KVGroup group;
     group.block_size = config.block_size;
     group.num_blocks = config.num_blocks;
+    group.num_host_blocks = config.num_host_blocks;
     config.kv_groups.push_back(group);
   }
   require(config.kv_groups.size() <= static_cast<size_t>(kMaxKVGroups),
@@ -88,6 +94,11 @@ SchedulerConfig validated(SchedulerConfig config) {
   for (const KVGroup& group : config.kv_groups) {
     at_least("KVGroup.block_size", group.block_size, 1);
     at_least("KVGroup.num_blocks", group.num_blocks, 2);
+    at_least("KVGroup.num_host_blocks", group.num_host_blocks, 0);
+    at_least("KVGroup.bytes_per_block", group.bytes_per_block, 0);
+    require(config.preemption != Preemption::swap || group.num_host_blocks >= 2,
+            "preemption=swap needs host memory: num_host_blocks is " +
+                std::to_string(group.num_host_blocks) + "; at least 2 (one is the null block)");
     require(group.kind != KVKind::state, "KV groups of kind `state` are not built yet");
     if (group.kind == KVKind::window) at_least("KVGroup.window", group.window, 1);
     require(group.block_size == config.kv_groups[0].block_size || !config.enable_prefix_caching,
@@ -97,6 +108,7 @@ SchedulerConfig validated(SchedulerConfig config) {
     }
   }
   config.num_blocks = config.kv_groups[0].num_blocks;
+  config.num_host_blocks = config.kv_groups[0].num_host_blocks;
   config.block_size = config.kv_groups[0].block_size;
   at_least("max_num_seqs", config.max_num_seqs, 1);
   at_least("max_num_batched_tokens", config.max_num_batched_tokens, 1);

@@ -21,10 +21,11 @@ enum class KVKind : int32_t { full, window, latent, state };
 // Layers that share one kind of KV memory.
 struct KVGroup {
   KVKind kind = KVKind::full;
-  int32_t window = 0;       // tokens, for KVKind::window
-  int32_t block_size = 16;  // positions a block
-  int32_t num_blocks = 0;   // block 0, the null block, included
-  int64_t bytes_per_block = 0;
+  int32_t window = 0;           // tokens, for KVKind::window
+  int32_t block_size = 16;      // positions a block
+  int32_t num_blocks = 0;       // block 0, the null block, included
+  int32_t num_host_blocks = 0;  // for swapped reqs, its null block included; below 2: none
+  int64_t bytes_per_block = 0;  // what a swap costs is judged by it
   std::vector<int32_t> layers;
 };
 
@@ -62,6 +63,13 @@ inline constexpr int32_t kEvictionLevels = 8;
 // Who steps aside when KV runs out.
 enum class Victim : int32_t { least_progress, newest, lowest_priority, most_blocks };
 
+// What becomes of the KV of who steps aside.
+enum class Preemption : int32_t {
+  automatic,  // whichever is expected to be quicker
+  retract,    // given up and computed again
+  swap,       // moved to host memory and back, as long as there is room
+};
+
 // What happens behind the first req that does not fit.
 enum class HeadOfLine : int32_t {
   strict,  // nobody overtakes it
@@ -73,7 +81,8 @@ enum class HeadOfLine : int32_t {
 enum class PrefillSplit : int32_t { fcfs, equal };
 
 struct SchedulerConfig {
-  int32_t num_blocks = 0;  // of the one full group, where kv_groups is empty; block 0 included
+  int32_t num_blocks = 0;       // of the one full group, where kv_groups is empty; block 0 included
+  int32_t num_host_blocks = 0;  // of that group
   int32_t block_size = 16;
   std::vector<KVGroup> kv_groups;
   int32_t max_num_seqs = 256;
@@ -92,6 +101,7 @@ struct SchedulerConfig {
   // A waiting req that so many later ones were admitted before goes to the front, whatever the
   // policy. 0: never.
   int32_t aging_limit = 4096;
+  Preemption preemption = Preemption::automatic;
   Victim preemption_victim = Victim::least_progress;
   Eviction prefix_eviction = Eviction::lru;
   PrefillSplit prefill_split = PrefillSplit::fcfs;
@@ -119,10 +129,12 @@ Admission admission_of(std::string_view name);
 KVKind kv_kind_of(std::string_view name);
 Eviction eviction_of(std::string_view name);
 Victim victim_of(std::string_view name);
+Preemption preemption_of(std::string_view name);
 HeadOfLine head_of_line_of(std::string_view name);
 PrefillSplit prefill_split_of(std::string_view name);
 std::string_view name_of(Eviction value);
 std::string_view name_of(Victim value);
+std::string_view name_of(Preemption value);
 std::string_view name_of(HeadOfLine value);
 std::string_view name_of(PrefillSplit value);
 std::string_view name_of(Batching value);

@@ -84,6 +84,7 @@ void describe_group(Codec& c, Group& g) {
   c.field(g.window);
   c.field(g.block_size);
   c.field(g.num_blocks);
+  c.field(g.num_host_blocks);
   c.field(g.bytes_per_block);
 }
 
@@ -103,6 +104,7 @@ void describe_config(Codec& c, Config& s) {
   c.field(s.head_of_line);
   c.field(s.bypass_limit);
   c.field(s.aging_limit);
+  c.field(s.preemption);
   c.field(s.preemption_victim);
   c.field(s.prefix_eviction);
   c.field(s.prefill_split);

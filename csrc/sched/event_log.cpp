@@ -108,6 +108,13 @@ void EventLog::unpin(int64_t pin) {
   c.field(pin);
 }
 
+void EventLog::rates(double ns_per_token, double ns_per_byte) {
+  Encoder c(bytes_);
+  c.field(EventKind::rates);
+  c.field(ns_per_token);
+  c.field(ns_per_byte);
+}
+
 BatchDigest digest(const BatchBuffer& batch) {
   constexpr std::array decided = {Section::row_seat,      Section::row_indptr, Section::row_kv_len,
                                   Section::out_token,     Section::out_seat,   Section::out_kind,

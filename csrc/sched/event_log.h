@@ -34,7 +34,8 @@ enum class EventKind : uint8_t {
   pin,
   unpin,
   fail,
-  grammar_ready
+  grammar_ready,
+  rates
 };
 
 class EventLog {
@@ -55,6 +56,7 @@ class EventLog {
   void flush();
   void pin(std::span<const Token> tokens, std::string_view salt);
   void unpin(int64_t pin);
+  void rates(double ns_per_token, double ns_per_byte);
 
   const std::string& bytes() const { return bytes_; }
   // Forgets what was written so far: its owner has put it elsewhere.

@@ -30,6 +30,7 @@ void Scheduler::charge(const Req& req, int32_t num_tokens) {
 void Scheduler::take_seat(Req& req) {
   req.seat = free_seats_.back();
   free_seats_.pop_back();
+  seat_busy_until_[static_cast<size_t>(req.seat)] = next_batch_;  // one change of a seat a step
   const SamplingParams& p = req.params;
   SeatChange& change = at_.seats[at_.seat_changes++];
   change = {};
@@ -47,7 +48,11 @@ void Scheduler::take_seat(Req& req) {
   change.seed_low = static_cast<uint32_t>(req.seed);
   change.seed_high = static_cast<uint32_t>(req.seed >> 32);
   // A grammar's mask says by itself where the answer may end, min_tokens included.
-  change.min_position = req.grammar != 0 ? 0 : req.prompt_len + p.min_tokens;
+  // No position lies beyond the model's length: more of min_tokens says no more.
+  change.min_position = req.grammar != 0
+                            ? 0
+                            : static_cast<int32_t>(std::min<int64_t>(
+                                  int64_t{req.prompt_len} + p.min_tokens, config_.max_model_len));
   change.prompt_len = req.prompt_len;
   change.req = req.id;
   change.data_begin = at_.seat_words;
@@ -70,15 +75,16 @@ void Scheduler::take_seat(Req& req) {
 }
 
 void Scheduler::leave_seat(Req& req) {
-  if (req.last_step > committed_ && !planted(Bug::seat_reused_early)) {
-    draining_seats_[static_cast<size_t>(req.last_step) % draining_seats_.size()].push_back(
-        req.seat);
+  const BatchId last = std::max(req.last_step, seat_busy_until_[static_cast<size_t>(req.seat)]);
+  if (last > committed_ && !planted(Bug::seat_reused_early)) {
+    draining_seats_[static_cast<size_t>(last) % draining_seats_.size()].push_back(req.seat);
     ++num_draining_seats_;
   } else {
     free_seats_.push_back(req.seat);
   }
-  seat_busy_until_[static_cast<size_t>(req.seat)] = req.last_step;
+  seat_busy_until_[static_cast<size_t>(req.seat)] = last;
   req.seat = kNoSeat;
+  if (!req.siblings.empty()) count_siblings(req, -1);
   --tenants_[static_cast<size_t>(req.tenant_index)].running;
   running_[static_cast<size_t>(req.running_index)] = nullptr;
   req.running_index = -1;

@@ -72,9 +72,8 @@ QueueKey Scheduler::key_of(Req& req) {
       key.key = req.policy_key;
       break;
     case Policy::deadline: {  // earliest first, within what can still be met
-      const TimeNs due = req.account.arrival_time + req.deadline_ttft;
-      key.key =
-          req.deadline_ttft < 0 ? kLate : static_cast<double>(due) + (due < now_ ? 2 * kLate : 0);
+      const TimeNs due = req.due();
+      key.key = due < 0 ? kLate : static_cast<double>(due) + (due < now_ ? 2 * kLate : 0);
       break;
     }
     case Policy::fair:  // first the tenant served least, see next_candidate(); within it first come
@@ -166,7 +165,7 @@ WaitingQueue::iterator Scheduler::next_candidate(WaitingQueue::iterator after) {
   double least = std::numeric_limits<double>::infinity();
   for (size_t t = 0; t < tenants_.size(); ++t) {
     const Tenant& tenant = tenants_[t];
-    if (tenant.queued == 0 || tenant.passed_over == next_batch_ || tenant.served >= least) continue;
+    if (tenant.queued == 0 || tenant.passed_over == looks_ || tenant.served >= least) continue;
     best = waiting_.first_of_rank(static_cast<double>(t));
     least = tenant.served;
   }

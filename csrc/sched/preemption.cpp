@@ -1,6 +1,7 @@
 // Who steps aside when KV runs out. A victim has lost least: so whoever is furthest always gets on,
 // and two reqs never evict each other in turn.
 #include <algorithm>
+#include <limits>
 #include <tuple>
 
 #include "base/check.h"
@@ -30,7 +31,7 @@ void Scheduler::make_room_for_decodes() {
     }
     return false;
   };
-  while (num_running_ > 1 && short_of()) retract(*choose_victim());
+  while (num_present() > 1 && short_of()) preempt(*choose_victim());
 }
 
 // Who steps aside first under the rule in force; the order is total.
@@ -38,7 +39,15 @@ bool Scheduler::steps_aside_before(const Req& a, const Req& b) const {
   const auto progress = [](const Req& r) { return std::tuple(r.computed, -r.arrival_seq); };
   const bool ranked = config_.schedule_policy == Policy::priority ||
                       config_.preemption_victim == Victim::lowest_priority;
-  if (ranked && a.priority != b.priority) return a.priority > b.priority;
+  if (ranked && a.rank() != b.rank()) return a.rank() > b.rank();
+  if (config_.schedule_policy == Policy::deadline) {
+    // Whose next token is due can still be met stays, the sooner the surer.
+    const auto slack = [&](const Req& r) {
+      const TimeNs due = r.due();
+      return due < now_ ? std::numeric_limits<TimeNs>::max() : due;
+    };
+    if (slack(a) != slack(b)) return slack(a) > slack(b);
+  }
   switch (config_.preemption_victim) {
     case Victim::newest:
       return a.arrival_seq > b.arrival_seq;
@@ -58,6 +67,9 @@ Req* Scheduler::choose_victim() const {
     if (req == nullptr || req->known_ahead >= req->length_limit) continue;
     if (victim == nullptr || steps_aside_before(*req, *victim)) victim = req;
   }
+  for (Req* req : arriving_) {
+    if (victim == nullptr || steps_aside_before(*req, *victim)) victim = req;
+  }
   check(victim != nullptr, "somebody can step aside");
   return victim;
 }
@@ -70,7 +82,8 @@ void Scheduler::make_way() {
     return;
   Req& head = *waiting_.begin()->req;
   if (!head.grammar_ready) return;
-  if (!(head.priority < worst_priority_)) return;
+  if (!(head.rank() < worst_priority_)) return;
+  if (head.state == ReqState::swapped && head_is_lost(head)) lose_swap(head);
   const Verdict verdict = consider(head);
   const auto* reason = std::get_if<WaitReason>(&verdict);
   if (reason == nullptr || (reason->code != WaitCode::seats && reason->code != WaitCode::blocks))
@@ -78,13 +91,19 @@ void Scheduler::make_way() {
   const bool for_seat = reason->code == WaitCode::seats;
   const auto g = static_cast<size_t>(reason->group);
   int64_t missing =
-      for_seat ? 1 - num_draining_seats_
+      for_seat ? reason->needed - reason->free - num_draining_seats_
                : reason->needed - reason->free - reason->evictable - pools_[g].num_draining();
-  if (missing <= 0) return;  // it comes with the steps in flight
+  if (missing <= 0) {  // it comes with the steps and copies in flight
+    urgent_seq_ = head.arrival_seq;
+    return;
+  }
   victims_.clear();
   for (Req* req : running_) {
-    if (req != nullptr && req->priority > head.priority && req->known_ahead < req->length_limit)
+    if (req != nullptr && req->rank() > head.rank() && req->known_ahead < req->length_limit)
       victims_.push_back(req);
+  }
+  for (Req* req : arriving_) {
+    if (req->rank() > head.rank()) victims_.push_back(req);
   }
   std::sort(victims_.begin(), victims_.end(),
             [&](const Req* a, const Req* b) { return steps_aside_before(*a, *b); });
@@ -92,16 +111,15 @@ void Scheduler::make_way() {
   while (count < victims_.size() && missing > 0) {
     const Req& victim = *victims_[count++];
     if (for_seat) {
-      --missing;
+      missing -= 1 + num_siblings(victim);
       continue;
     }
     for (const BlockId block : victim.tables[g])
       missing -= block != kNullBlock && pools_[g].refs(block) == 1;
   }
   if (missing > 0) return;  // would be in vain
-  for (size_t i = 0; i < count; ++i) retract(*victims_[i]);
+  for (size_t i = 0; i < count; ++i) preempt(*victims_[i]);
   urgent_seq_ = head.arrival_seq;
-  ledger_.seats = static_cast<int32_t>(free_seats_.size());
   survey_running();
 }
 
@@ -109,38 +127,66 @@ void Scheduler::make_way() {
 // those in flight, which are appended at commit; its full blocks stay in the prefix cache as long
 // as they last.
 void Scheduler::retract(Req& req) {
-  double generated = 0, declared = 0;
-  for (const Req* other : running_) {
-    if (other == nullptr || other == &req) continue;
-    generated += other->known_ahead - other->prompt_len;
-    declared += other->length_limit - other->prompt_len;
-  }
+  note_preempted(req);
   req.highest_computed = std::max(req.highest_computed, req.computed);
   release_blocks(req);
   leave_seat(req);
   req.computed = req.committed = 0;
   req.state = ReqState::retracted;
   ++req.account.retractions;
-  ++stats_.num_preempted;
   enqueue(req);
   req.wait = {.code = WaitCode::low_water, .step = next_batch_};
-  ratio_.preempted(generated, declared, num_running_);
-  low_water_ = true;
   refresh_available();
+}
+
+// Takes the KV of a req that steps aside away, by the way that is expected to be quicker. One that
+// is only just coming back turns round: its copy in host memory is still whole.
+void Scheduler::preempt(Req& req) {
+  if (req.state == ReqState::swapping_in) return turn_back(req);
+  const int32_t shared = host_pools_.empty() ? 0 : shared_head(req);
+  if (!host_pools_.empty() && swap_is_better(req, shared)) {
+    swap_out(req, shared);
+  } else {
+    retract(req);
+  }
+}
+
+// What a preemption teaches admission; called while the req still runs.
+void Scheduler::note_preempted(Req& req) {
+  double generated = 0, declared = 0;
+  for (const Req* other : running_) {
+    if (other == nullptr || other == &req) continue;
+    generated += other->known_ahead - other->prompt_len;
+    declared += other->length_limit - other->prompt_len;
+  }
+  ratio_.preempted(generated, declared, num_present() - 1);
+  low_water_ = true;
+  ++stats_.num_preempted;
 }
 
 // Called when no row was planned. An idle device with work to do moves, or the head fails with its
 // reason.
 bool Scheduler::unstick() {
-  if (steps_in_flight() > 0 || fatal_) return false;  // moves when the step comes back
+  if (fatal_) return false;
+  if (std::any_of(arriving_.begin(), arriving_.end(), [](const Req* r) { return r->move == 0; })) {
+    resume_arrived();
+    return true;
+  }
+  // Moves when the step comes back, or the copy, or this step, which has nothing but copies and seats.
+  if (steps_in_flight() > 0 || at_.transfers > 0 || at_.seat_changes > 0 || num_moves_ > 0)
+    return false;
   if (num_running_ > 1) {
-    retract(*choose_victim());
+    preempt(*choose_victim());
   } else if (num_running_ == 1) {
     for (Req* req : running_) {
       if (req != nullptr)
         finish(*req, FinishReason::error, "the KV pool is too small for this req alone");
     }
   } else if (blocked_ != nullptr && waiting_.contains(*blocked_) && pause_ == Pause::no) {
+    if (!blocked_->siblings.empty()) {  // one after the other they may fit
+      detach_siblings(*blocked_);
+      return true;
+    }
     finish(*blocked_, FinishReason::error,
            "cannot be run even alone: it " + describe(blocked_->wait));
     blocked_ = nullptr;
@@ -148,7 +194,6 @@ bool Scheduler::unstick() {
     return false;
   }
   refresh_available();
-  ledger_.seats = static_cast<int32_t>(free_seats_.size());
   survey_running();
   return true;
 }

@@ -71,6 +71,8 @@ const char* name(WaitCode code) {
       return "paused";
     case WaitCode::host_transfer:
       return "host_transfer";
+    case WaitCode::sibling:
+      return "sibling";
     case WaitCode::outranked:
       return "outranked";
     case WaitCode::grammar:
@@ -89,7 +91,8 @@ std::string describe(const WaitReason& reason) {
     case WaitCode::queued:
       return "waits behind others in the queue";
     case WaitCode::seats:
-      return "waits for a seat; all are taken";
+      return "waits for " + (reason.needed > 1 ? needed + " seats" : "a seat") + "; " +
+             std::to_string(reason.free) + " free";
     case WaitCode::token_budget:
       return "waits for the next step: this one's tokens are handed out";
     case WaitCode::blocks:
@@ -113,6 +116,8 @@ std::string describe(const WaitReason& reason) {
       return "waits: the scheduler is paused";
     case WaitCode::host_transfer:
       return "waits for a copy to or from host memory";
+    case WaitCode::sibling:
+      return "waits for its first sibling's prompt, which it shares";
     case WaitCode::outranked:
       return "waits behind a req that was overtaken often enough";
     case WaitCode::grammar:

@@ -14,6 +14,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -53,6 +54,7 @@ enum class WaitCode : int8_t {
   tenant,     // the tenant's running limit; needed: its limit
   paused,
   host_transfer,  // a copy to or from host memory is under way
+  sibling,        // n > 1: forks from its first sibling's prompt when that is computed
   outranked,      // bounded bypass: a req before it has been overtaken often enough
   grammar,        // its grammar is being compiled
 };
@@ -75,8 +77,10 @@ struct ReqAccount {
   TimeNs queue_time = 0;  // in the queue, all stays together
   int32_t prefill_steps = 0;
   int32_t decode_steps = 0;
-  int32_t retractions = 0;
-  int32_t swaps = 0;
+  int32_t retractions = 0;     // its KV was taken away, to be computed again
+  int32_t swaps = 0;           // its KV was moved to host memory (or its way back was broken off)
+  int32_t swaps_lost = 0;      // swapped, but computed again: what it shared had gone meanwhile
+  int64_t swapped_blocks = 0;  // copied, both ways
   int64_t prefill_tokens = 0;  // computed as part of a prompt or a recompute
   int64_t tokens_computed_twice = 0;
   int32_t cached_tokens = 0;     // found in the prefix cache when first admitted
@@ -115,8 +119,16 @@ struct alignas(64) Req {
   int32_t published =
       0;  // blocks [0, published) are in the prefix cache (under this table's own blocks)
   int32_t own_from = 0;  // blocks from here on it computed itself; what is before was shared
-  int32_t running_index = -1;
-  int64_t arrival_seq = 0;  // total order of arrival
+  std::vector<std::vector<BlockId>> host_tables;  // a group, while its KV is (also) in host memory
+  int32_t swap_from = 0;  // blocks before this were not copied: another running req held them
+  // n > 1: who has not forked yet waits with the first of them, whose prompt they share.
+  std::vector<Req*> siblings;  // of the first one
+  Req* leader = nullptr;       // of one that waits so
+  BatchId forked_in = 0;     // the step whose hidden row it began with; 0: computed its own prompt
+  int64_t forked_from = -1;  // arrival_seq of whom it forked from
+  int64_t move = 0;          // the transfers under way for it; 0: none
+  int32_t running_index = -1;  // in the running batch, or among those that swap in
+  int64_t arrival_seq = 0;     // total order of arrival
   int32_t prefix_root = -1;
   int32_t highest_computed = 0;  // how far it ever got: below it, work is done twice
   int32_t next_score = 0;        // next prompt position whose logprob is to be asked for
@@ -144,6 +156,13 @@ struct alignas(64) Req {
   WaitReason wait;
   ReqAccount account;
   TimeNs queued_since = 0;
+  // When the next token is due: the first by deadline_ttft, each later one by deadline_tpot after
+  // the one before on the average; -1: never.
+  TimeNs due() const {
+    if (num_outputs() > 0 && deadline_tpot >= 0)
+      return account.first_token_time + deadline_tpot * num_outputs();
+    return num_outputs() == 0 && deadline_ttft >= 0 ? account.arrival_time + deadline_ttft : -1;
+  }
   uint64_t seed = 0;
   int32_t tenant_index = 0;
   int32_t branch = -1;    // policy dfs-weight: the prefix cache entry it hangs under
@@ -155,6 +174,9 @@ struct alignas(64) Req {
   int32_t known() const { return static_cast<int32_t>(tokens.size()); }
   int32_t num_outputs() const { return known() - prompt_len; }
   bool is_prefilling() const { return computed < known_ahead - 1; }
+  // Whom it outranks under the policy `priority`: who has waited too long outranks everybody, and
+  // is not displaced once it runs.
+  double rank() const { return aged ? -std::numeric_limits<double>::infinity() : priority; }
   bool holds_seat() const { return seat != kNoSeat; }
   bool finished() const { return state == ReqState::finished; }
 };

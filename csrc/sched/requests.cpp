@@ -65,10 +65,10 @@ void Scheduler::validate(const Req& req) const {
                           "n must be 1 to max_num_seqs = " + std::to_string(config_.max_num_seqs) +
                           ", not " + std::to_string(req.params.n));
   }
-  if (req.params.min_tokens < 0 || req.params.min_tokens > config_.max_model_len)
-    throw InvalidArgument(
-        who + "min_tokens must be 0 to max_model_len = " + std::to_string(config_.max_model_len) +
-        ", not " + std::to_string(req.params.min_tokens));
+  if (req.params.min_tokens < 0) {
+    throw InvalidArgument(who + "min_tokens must be at least 0, not " +
+                          std::to_string(req.params.min_tokens));
+  }
   if (config_.vocab_size == 0) {
     if (std::any_of(req.tokens.begin(), req.tokens.end(), [](Token token) { return token < 0; }))
       throw InvalidArgument(who + "token ids must not be negative");
@@ -118,9 +118,9 @@ void Scheduler::add(const ReqPtr& req, TimeNs now) {
     throw InvalidArgument("req '" + req->rid + "': the rid is in use");
   }
   const int32_t n = req->params.n;
-  if (config_.max_queued_reqs > 0 && waiting_.size() + n > config_.max_queued_reqs) {
+  if (config_.max_queued_reqs > 0 && num_waiting() + n > config_.max_queued_reqs) {
     throw InvalidArgument(
-        "req '" + req->rid + "': the queue is full (" + std::to_string(waiting_.size()) +
+        "req '" + req->rid + "': the queue is full (" + std::to_string(num_waiting()) +
         " waiting, max_queued_reqs = " + std::to_string(config_.max_queued_reqs) + ")");
   }
   if (config_.max_queued_per_tenant > 0) {
@@ -154,12 +154,13 @@ void Scheduler::add(const ReqPtr& req, TimeNs now) {
     children.push_back(std::move(child));
   }
   if (log_ != nullptr) log_->add(*req, now);
-  for (const ReqPtr& child : children) enroll(child, now);
+  Req* const leader = may_fork(*req) ? children[0].get() : nullptr;
+  for (const ReqPtr& child : children) enroll(child, now, child.get() == leader ? nullptr : leader);
   req->state = ReqState::running;  // stands for its children from now on
   children_.emplace(req->rid, std::move(children));
 }
 
-void Scheduler::enroll(const ReqPtr& ptr, TimeNs now) {
+void Scheduler::enroll(const ReqPtr& ptr, TimeNs now, Req* leader) {
   Req& req = *ptr;
   if (free_ids_.empty()) {
     req.id = static_cast<ReqId>(reqs_.size());
@@ -196,13 +197,18 @@ void Scheduler::enroll(const ReqPtr& ptr, TimeNs now) {
   req.tokens.reserve(
       static_cast<size_t>(std::min<int64_t>(limit, int64_t{req.prompt_len} + kReservedOutput)));
   req.tables.assign(static_cast<size_t>(num_groups_), {});
+  req.host_tables.assign(host_pools_.empty() ? 0 : static_cast<size_t>(num_groups_), {});
   req.window_begins.assign(static_cast<size_t>(num_groups_), 0);
   if (prefix_) req.prefix_root = prefix_->enter(req.cache_salt);
   req.account.arrival_time = now;
   req.state = ReqState::waiting;
   if (req.drop_when_late && req.deadline_ttft >= 0)
     expiring_.insert({now + req.deadline_ttft, {req.arrival_seq, req.id}});
-  enqueue(req);
+  if (leader != nullptr) {
+    attach(req, *leader);
+  } else {
+    enqueue(req);
+  }
 }
 
 // Runs `job` on the req, or on all children of one with n > 1 that have not ended. False: there is

@@ -38,26 +38,31 @@ void Scheduler::begin_step(TimeNs now, const BatchBuffer& out) {
   at_.changes = out.all<TableChange>(Section::table_changes).data();
   at_.seats = out.all<SeatChange>(Section::seat_changes).data();
   at_.seat_data = out.all<int32_t>(Section::seat_data).data();
+  at_.moves = out.all<Transfer>(Section::transfers).data();
   at_.row_indptr[0] = 0;
   stats_.num_admitted = stats_.num_preempted = stats_.num_sat_out = 0;
   stats_.cached_tokens = stats_.recomputed_tokens = stats_.num_prefill_rows =
       stats_.num_decode_rows = 0;
-  stats_.num_transfers = 0;
+  stats_.num_swapped_out = stats_.num_swapped_in = 0;
 
   // The scratch ledger: what this step may hand out.
   ledger_.tokens = config_.max_num_batched_tokens + planted(Bug::over_budget);
   ledger_.rows = config_.max_num_seqs;
-  ledger_.seats = static_cast<int32_t>(free_seats_.size());
   ledger_.outs = layout_.capacity(Section::out_token);
   ledger_.table_changes = layout_.capacity(Section::table_changes);
   ledger_.seat_words = layout_.capacity(Section::seat_data);
-  refresh_available();
+  ledger_.transfers = layout_.capacity(Section::transfers);
   for (const TableChange& change : late_changes_) at_.changes[at_.table_changes++] = change;
   late_changes_.clear();
+  for (const Transfer& transfer : late_transfers_) at_.moves[at_.transfers++] = transfer;
+  late_transfers_.clear();
+  refresh_available();
   survey_running();
 }
 
+// What the pools and the seats have to give, read from them afresh.
 void Scheduler::refresh_available() {
+  ledger_.seats = static_cast<int32_t>(free_seats_.size() - arriving_.size()) - reserved_seats_;
   for (GroupId g = 0; g < num_groups_; ++g) {
     ledger_.available[static_cast<size_t>(g)] = pools_[static_cast<size_t>(g)].num_available();
   }
@@ -79,12 +84,19 @@ void Scheduler::survey_running() {
     }
     ++kept;
     growth += std::min(req->length_limit - req->known_ahead, kClippedOutput);
-    if (req->known_ahead - req->computed > 1) chunks_.push_back(req);
+    if (req->known_ahead - req->computed > 1 || (!req->plain && !req->siblings.empty())) {
+      chunks_.push_back(req);
+      growth += int64_t{num_siblings(*req)} *
+                std::min(req->length_limit - req->known_ahead, kClippedOutput);
+    }
   }
   running_.resize(kept);
+  for (const Req* req : arriving_)
+    growth += std::min(req->length_limit - req->known_ahead, kClippedOutput);
   worst_priority_ = -std::numeric_limits<double>::infinity();
   if (config_.schedule_policy == Policy::priority) {
-    for (const Req* req : running_) worst_priority_ = std::max(worst_priority_, req->priority);
+    for (const Req* req : running_) worst_priority_ = std::max(worst_priority_, req->rank());
+    for (const Req* req : arriving_) worst_priority_ = std::max(worst_priority_, req->rank());
   }
   const bool exact = any_window_ || config_.admission != Admission::learned ||
                      config_.batching == Batching::static_batch;
@@ -94,12 +106,14 @@ void Scheduler::survey_running() {
     for (const Req* req : chunks_) {
       ledger_.promised[i] += std::max<int64_t>(
           0, most_blocks(g, req->known_ahead) - static_cast<int64_t>(req->tables[i].size()));
+      ledger_.promised[i] += num_siblings(*req) * partial_blocks(*req, g);
     }
     ledger_.reserve[i] =
         static_cast<double>(growth) * ratio_.value() / config_.kv_groups[i].block_size;
     if (!exact || waiting_.empty()) continue;
     ledger_.reserve[i] = 0;
     for (const Req* req : running_) ledger_.reserve[i] += expected_growth(*req, g);
+    for (const Req* req : arriving_) ledger_.reserve[i] += expected_growth(*req, g);
   }
 }
 
@@ -112,7 +126,8 @@ void Scheduler::plan_decodes() {
     Req* const req = running_[i];
     if (i + kPrefetch < running_.size()) __builtin_prefetch(running_[i + kPrefetch], 1);
     if (req == nullptr || req->known_ahead - req->computed != 1 ||
-        req->known_ahead >= req->length_limit + planted(Bug::length_late))
+        req->known_ahead >= req->length_limit + planted(Bug::length_late) ||
+        (!req->plain && !req->siblings.empty()))
       continue;
     if (any_window_) release_window(*req);
     if (req->tail_room == 0 || num_groups_ > 1) {
@@ -298,6 +313,7 @@ void Scheduler::write_chunk_row(Req& req, int32_t num_tokens) {
   // The tokens of these blocks are known, so others may share them from this step on.
   publish(req, std::min(req.computed, known), next_batch_);
   set_tail(req);
+  if (!req.siblings.empty() && step_->rows.back().samples) fork_siblings(req, at_.tokens - 1);
   if (fair_) charge(req, num_tokens);
   ledger_.tokens -= num_tokens;
   --ledger_.rows;
@@ -322,7 +338,9 @@ int32_t Scheduler::plan_attention(BatchHeader& header) {
 }
 
 bool Scheduler::finish_step() {
-  if (at_.rows == 0 && at_.transfers == 0) {
+  // With nothing to run, a batch without rows brings the tickets back that are still out.
+  const bool fetch = num_moves_ > 0 && steps_in_flight() == 0 && !fatal_;
+  if (at_.rows == 0 && at_.transfers == 0 && at_.seat_changes == 0 && !fetch) {
     // Nothing to launch. Table changes that were due stay due.
     late_changes_.assign(at_.changes, at_.changes + at_.table_changes);
     if (num_running_ == 0 && steps_in_flight() == 0) ratio_.reset();
@@ -358,7 +376,7 @@ bool Scheduler::finish_step() {
   use(Section::token_ids, at_.tokens);
   use(Section::positions, at_.tokens);
   use(Section::slots, (num_groups_ - 1) * config_.max_num_batched_tokens + at_.tokens);
-  const int32_t work = plan_attention(header);
+  const int32_t work = at_.rows > 0 ? plan_attention(header) : 0;
   use(Section::work_indptr, work > 0 ? layout_.capacity(Section::work_indptr) : 0);
   use(Section::work, work);
   use(Section::table_changes, at_.table_changes);
@@ -372,12 +390,15 @@ bool Scheduler::finish_step() {
   stats_.time = now_;
   stats_.num_running = num_running_;
   stats_.num_waiting = waiting_.size();
+  stats_.num_swapped = num_swapped_;
+  stats_.num_transfers = at_.transfers;
   stats_.num_tokens = at_.tokens;
   stats_.num_sampled_rows = at_.sampled;
   stats_.new_token_ratio = static_cast<float>(ratio_.value());
   stats_.num_groups = num_groups_;
   for (GroupId g = 0; g < num_groups_; ++g)
     stats_.blocks[g] = pools_[static_cast<size_t>(g)].counts();
+  for (size_t g = 0; g < host_pools_.size(); ++g) stats_.host_blocks[g] = host_pools_[g].counts();
   ++next_batch_;
   return true;
 }

@@ -94,8 +94,11 @@ enum SeatFlag : int32_t {
 
 enum class Tier : int32_t { device = 0, host = 1 };
 
-// One block to copy. The executor does it after the step `after_step` and before the rows of this
-// batch that read it.
+// One block to copy, after the step `after_step` has run. On one tier: before the rows of this
+// batch, and in the order of the batches. Between tiers: at any time from then on; no row of this
+// or a later batch touches the destination, and none writes the source, before
+// StepResult::finished_transfers has brought the ticket back. A batch without rows waits for all
+// copies.
 struct Transfer {
   int64_t ticket;
   int64_t after_step;

@@ -40,8 +40,13 @@ Scheduler::Scheduler(SchedulerConfig config)
       block_size_(config_.kv_groups[0].block_size),
       ratio_(config_.schedule_conservativeness) {
   pools_.reserve(config_.kv_groups.size());
+  host_pools_.reserve(config_.kv_groups.size());
+  const bool swaps = config_.preemption != Preemption::retract &&
+                     std::all_of(config_.kv_groups.begin(), config_.kv_groups.end(),
+                                 [](const KVGroup& g) { return g.num_host_blocks >= 2; });
   for (const KVGroup& group : config_.kv_groups) {
     pools_.emplace_back(group.num_blocks);
+    if (swaps) host_pools_.emplace_back(group.num_host_blocks);
     windows_.push_back(group.kind == KVKind::window
                            ? std::max(1, (group.window - 2 + group.block_size) / group.block_size)
                            : 0);
@@ -62,6 +67,7 @@ Scheduler::Scheduler(SchedulerConfig config)
   seat_busy_until_.assign(static_cast<size_t>(config_.max_num_seqs) + 1, 0);
   running_.reserve(static_cast<size_t>(config_.max_num_seqs) + 1);
   chunks_.reserve(running_.capacity());
+  arriving_.reserve(running_.capacity());
   for (StepRecord& step : steps_) step.rows.reserve(running_.capacity());
 }
 
@@ -69,6 +75,7 @@ bool Scheduler::schedule(TimeNs now, const BatchBuffer& out) {
   begin_step(now, out);
   if (pause_ != Pause::in_place && !fatal_) {
     drop_late();
+    if (!arriving_.empty()) resume_arrived();
     make_way();  // 0. whoever is outranked by the head of the queue makes way
     do {
       if (config_.batching == Batching::prefill_first) {
@@ -108,7 +115,10 @@ ReqPtr Scheduler::find(std::string_view rid) const {
 
 void Scheduler::waiting(std::vector<ReqPtr>& out) const {
   out.clear();
-  for (const WaitingQueue::Item& item : waiting_.items()) out.push_back(req(item.req->id));
+  for (const WaitingQueue::Item& item : waiting_.items()) {
+    out.push_back(req(item.req->id));
+    for (const Req* sibling : item.req->siblings) out.push_back(req(sibling->id));
+  }
 }
 
 std::vector<ReqPtr> Scheduler::children(std::string_view rid) const {
@@ -126,7 +136,9 @@ void Scheduler::reqs_of(BatchId batch_id, std::vector<ReqPtr>& out) const {
   out.clear();
   const StepRecord& step = steps_[static_cast<size_t>(batch_id) % steps_.size()];
   if (step.batch_id != batch_id) return;
-  for (const RowRecord& row : step.rows) out.push_back(req(row.req->id));
+  for (const RowRecord& row : step.rows) {
+    if (!row.forks) out.push_back(req(row.req->id));
+  }
 }
 
 void Scheduler::masked_rows(BatchId batch_id, std::vector<MaskedRow>& out) const {
@@ -141,12 +153,23 @@ void Scheduler::masked_rows(BatchId batch_id, std::vector<MaskedRow>& out) const
 
 WaitReason Scheduler::explain(const Req& req) const {
   if (req.state == ReqState::running || req.state == ReqState::finished) return {};
+  if (req.leader != nullptr) return {.code = WaitCode::sibling};
+  if (req.state == ReqState::swapping_in) return {.code = WaitCode::host_transfer};
   if (req.wait.step == next_batch_ - 1 || req.wait.step == next_batch_) return req.wait;
   return {.code = WaitCode::queued};
 }
 
 const std::vector<BlockId>& Scheduler::free_blocks(GroupId group) const {
   return pools_[static_cast<size_t>(group)].free_blocks();
+}
+
+BlockCounts Scheduler::host_block_counts(GroupId group) const {
+  return host_pools_.empty() ? BlockCounts{} : host_pools_[static_cast<size_t>(group)].counts();
+}
+
+const std::vector<BlockId>& Scheduler::free_host_blocks(GroupId group) const {
+  static const std::vector<BlockId> none;
+  return host_pools_.empty() ? none : host_pools_[static_cast<size_t>(group)].free_blocks();
 }
 
 BlockCounts Scheduler::block_counts(GroupId group) const {

@@ -114,6 +114,9 @@ class Scheduler {
   // the pool can be pinned.
   int64_t pin_prefix(std::span<const Token> tokens, const std::string& cache_salt = {});
   bool unpin_prefix(int64_t pin);
+  // What it costs to compute a token again and to move a byte between tiers, as measured: by these
+  // `preemption=auto` chooses.
+  void set_rates(double ns_per_token, double ns_per_byte);
   // The earliest time at which a waiting req is to be dropped for its deadline; -1: none.
   TimeNs next_deadline() const { return expiring_.empty() ? -1 : expiring_.begin()->first; }
 
@@ -131,11 +134,14 @@ class Scheduler {
   // News that no commit() has told yet (aborts and refusals while nothing is in flight).
   const StepEvents& take_events();
 
-  bool has_unfinished() const { return num_running_ > 0 || !waiting_.empty(); }
-  int32_t num_waiting() const { return waiting_.size(); }
+  bool has_unfinished() const {
+    return num_running_ > 0 || !waiting_.empty() || !arriving_.empty();
+  }
   // Whether all that is left to do waits for somebody outside: grammars being compiled.
-  bool only_waits() const { return num_running_ == 0 && waiting_.size() == num_unready_; }
+  bool only_waits() const { return num_present() == 0 && waiting_.size() == num_unready_; }
+  int32_t num_waiting() const { return waiting_.size() + num_attached_; }
   int32_t num_running() const { return num_running_; }
+  int32_t num_swapped() const { return num_swapped_; }
   int32_t steps_in_flight() const { return static_cast<int32_t>(next_batch_ - 1 - committed_); }
   bool fatal() const { return fatal_; }  // the device was lost: nothing is scheduled any more
   std::vector<ReqPtr> children(std::string_view rid) const;
@@ -158,8 +164,10 @@ class Scheduler {
   // The newest step's line of the trace, complete once schedule() has returned.
   const StepStats& last_stats() const { return stats_; }
   BlockCounts block_counts(GroupId group = 0) const;
+  BlockCounts host_block_counts(GroupId group = 0) const;
   // Blocks that hold nothing and that nobody may touch; for tests, which poison them.
   const std::vector<BlockId>& free_blocks(GroupId group = 0) const;
+  const std::vector<BlockId>& free_host_blocks(GroupId group = 0) const;
   double new_token_ratio() const { return ratio_.value(); }
 
   // Throws InternalError if a block, seat or count is lost or in two hands; names the owner.
@@ -169,6 +177,7 @@ class Scheduler {
  private:
   // How far ahead of itself a walk over running reqs fetches them: each is elsewhere in memory.
   static constexpr size_t kPrefetch = 8;
+  void check_moves() const;
   struct RowRecord {
     Req* req;
     int32_t epoch;
@@ -177,6 +186,7 @@ class Scheduler {
     int32_t num_outs;
     int32_t first_score;  // prompt position of the first score row
     bool samples, pools;
+    bool forks = false;  // no row of its own: reads the hidden row of the one before it
   };
   struct Published {
     EntryId entry;
@@ -199,7 +209,19 @@ class Scheduler {
     double served = 0;  // tokens over weight
     double weight = 1;
     int32_t running = 0, queued = 0;
-    BatchId passed_over = 0;
+    int64_t passed_over = 0;  // in which look at the queue
+  };
+  // Transfers that are under way together, between tiers for one req, or a copy on one tier. Blocks
+  // at both ends are kept from being handed out until the last ticket is back, and are let go from
+  // the tail, so that the prefix cache evicts leaves first.
+  struct Move {
+    enum class Kind : int8_t { none, out, in, copy } kind = Kind::none;
+    ReqId req = -1;
+    int64_t id = 0;
+    Ticket first = 0;
+    int32_t missing = 0;
+    std::vector<uint8_t> back;  // by ticket
+    std::vector<std::pair<BlockPool*, BlockId>> touched;
   };
   struct Pin {
     int64_t id;
@@ -233,6 +255,7 @@ class Scheduler {
 
   bool may_be_passed(const Req& req) const;
   bool computed_by_another(const Req& req) const;
+  void match_settled(const Req& req);
   int64_t future_peak(const Req& candidate, GroupId group);
 
   // policies.cpp
@@ -248,7 +271,42 @@ class Scheduler {
   // preemption.cpp
   bool steps_aside_before(const Req& a, const Req& b) const;
   Req* choose_victim() const;
+  void preempt(Req& req);
   void retract(Req& req);
+  void note_preempted(Req& req);
+
+  // fork.cpp
+  bool may_fork(const Req& req) const;
+  void attach(Req& sibling, Req& leader);
+  void detach(Req& sibling);
+  void detach_siblings(Req& leader);
+  void fork_siblings(Req& leader, int32_t token);
+  bool can_fork(const Req& sibling, const Req& leader) const;
+  void fork(Req& sibling, const Req& leader, int32_t token);
+  void withdraw_forks(BatchId failed);
+  void count_siblings(const Req& leader, int32_t sign);
+  int32_t partial_blocks(const Req& leader, GroupId group) const;
+  static int32_t num_siblings(const Req& req) { return static_cast<int32_t>(req.siblings.size()); }
+
+  // swap.cpp
+  bool swap_is_better(const Req& req, int32_t shared);
+  int32_t shared_head(const Req& req) const;
+  void swap_out(Req& req, int32_t shared);
+  void begin_swap_in(Req& req);
+  void turn_back(Req& req);
+  void resume_arrived();
+  void lose_swap(Req& req);
+  bool head_is_lost(Req& req);
+  void leave_arriving(Req& req);
+  void release_host(Req& req);
+  Move& begin_move(Move::Kind kind, const Req& req);
+  Transfer transfer(Move& move, GroupId group, Tier from, BlockId source, Tier to,
+                    BlockId destination, BatchId after_step);
+  void hold_for_move(Move& move, BlockPool& pool, BlockId block);
+  Move* move_of(Ticket ticket);
+  void take_ticket(Ticket ticket);
+  void end_move(Move& move);
+  int32_t num_present() const { return num_running_ + static_cast<int32_t>(arriving_.size()); }
 
   // placement.cpp: seats, tables, publication.
   void charge(const Req& req, int32_t num_tokens);
@@ -268,7 +326,7 @@ class Scheduler {
   void commit_rows(StepRecord& step, const ResultView& result);
   void commit_row(StepRecord& step, const RowRecord& row, const ResultView& result,
                   int32_t sampled);
-  void check_result(const StepRecord& step, const ResultView& result) const;
+  void check_result(const StepRecord& step, const ResultView& result);
   void tell_rows(const StepRecord& step, size_t begin, size_t end, std::span<const Token> tokens);
   bool is_stop(const Req& req, Token token) const;
   FinishReason end_of(Req& req, Token token) const;
@@ -276,7 +334,7 @@ class Scheduler {
   void withdraw_step(BatchId failed);
   void withdraw(std::span<const EntryId> roots);
   bool builds_on_marked(const Req& req) const;
-  void discard_rows(Req& req);
+  void redo(Req& req);
   void append_tokens(Req& req, std::span<const Token> tokens, int32_t kv_end, int32_t out_row);
   void fail_step(StepRecord& step, const std::string& why, bool fatal);
   void finish(Req& req, FinishReason reason, std::string why = {});
@@ -284,7 +342,7 @@ class Scheduler {
   void bury();
 
   // requests.cpp
-  void enroll(const ReqPtr& req, TimeNs now);
+  void enroll(const ReqPtr& req, TimeNs now, Req* leader = nullptr);
   void check_fits(const Req& req, int64_t pinned) const;
   template <typename Job>
   bool each_of(std::string_view rid, Job&& job);
@@ -297,6 +355,7 @@ class Scheduler {
   int32_t num_groups_;
   int32_t block_size_;  // of group 0
   std::vector<BlockPool> pools_;
+  std::vector<BlockPool> host_pools_;    // empty: nothing can be swapped
   std::unique_ptr<PrefixCache> prefix_;  // null: prefix caching is off
   std::vector<int32_t> windows_;  // in blocks: what a prefix match needs of each group; 0: all
   bool any_window_ = false;
@@ -312,6 +371,16 @@ class Scheduler {
   std::vector<Req*>
       running_;  // in the order of admission; null where one has left since the last step
   int32_t num_running_ = 0;
+  std::vector<Req*> arriving_;  // swapping in: they hold blocks and have a seat reserved
+  int32_t num_swapped_ = 0;
+  int32_t num_attached_ = 0;              // siblings that wait to fork,
+  int32_t reserved_seats_ = 0;            // and the seats kept for those whose leader runs
+  std::vector<Transfer> late_transfers_;  // copies on one tier: they go out with the next step
+  std::vector<Move> moves_;               // those under way, and spent ones that are used again
+  int32_t num_moves_ = 0;
+  int64_t last_move_ = 0;
+  Ticket next_ticket_ = 1;
+  double ns_per_token_ = 25e3, ns_per_byte_ = 1.0 / 25;  // until they are measured
   std::vector<Seat> free_seats_;
   std::vector<BatchId> seat_busy_until_;  // by seat: the last step of who had it last
   std::array<std::vector<Seat>, kMaxOverlapDepth + 1> draining_seats_;
@@ -332,6 +401,7 @@ class Scheduler {
   std::vector<int32_t> branch_weights_;  // policy dfs-weight: waiting reqs under an entry
   int64_t urgent_seq_ = -1;              // arrival of the req that running ones have made way for
   size_t rerank_at_ = 0;
+  int64_t looks_ = 0;  // at the queue; a step may take several, or none be launched
   int64_t num_admissions_ = 0;
   std::vector<Pin> pins_;
   int64_t num_pinned_ = 0, last_pin_ = 0;
@@ -355,6 +425,7 @@ class Scheduler {
     int32_t rows = 0, tokens = 0, outs = 0, sampled = 0, table_changes = 0, seat_changes = 0,
             seat_words = 0, transfers = 0;
     bool late = false;  // a sampled row takes a mask
+    Transfer* moves;
     int32_t* row_seat;
     int32_t* row_indptr;
     int32_t* row_kv_len;

@@ -50,13 +50,15 @@ struct StepStats {
   TimeNs time = 0;
   int32_t num_running = 0;  // reqs that hold a seat
   int32_t num_waiting = 0;
-  int32_t num_swapped = 0;
+  int32_t num_swapped = 0;  // reqs whose KV is in host memory, or on its way there
   int32_t num_decode_rows = 0;
   int32_t num_prefill_rows = 0;
   int32_t num_tokens = 0;
   int32_t num_sampled_rows = 0;
   int32_t num_admitted = 0;
-  int32_t num_preempted = 0;
+  int32_t num_preempted = 0;      // retracted or swapped out
+  int32_t num_swapped_out = 0;    // of these
+  int32_t num_swapped_in = 0;     // reqs that began their way back
   int32_t num_sat_out = 0;        // running reqs that had to leave out this step
   int32_t cached_tokens = 0;      // found in the prefix cache by what was admitted
   int32_t recomputed_tokens = 0;  // of num_tokens, computed before already
@@ -64,6 +66,7 @@ struct StepStats {
   float new_token_ratio = 0;
   int32_t num_groups = 0;
   BlockCounts blocks[kMaxKVGroups];
+  BlockCounts host_blocks[kMaxKVGroups];
 };
 
 }  // namespace stoker

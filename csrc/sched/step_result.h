@@ -48,7 +48,9 @@ struct StepResult {
   std::vector<float> pooled;  // pool rows' vectors, one after another
   int32_t pooled_width = 0;
 
-  std::vector<Ticket> finished_transfers;
+  std::vector<Ticket> finished_transfers;  // in a failed step too: a copy happens or is fatal
+  TimeNs transfer_time = 0;  // that copies between tiers took since the last step; 0: not measured
+  int64_t transfer_bytes = 0;  // that they moved
 
   void clear() {
     batch_id = 0;
@@ -66,6 +68,8 @@ struct StepResult {
     pooled.clear();
     pooled_width = 0;
     finished_transfers.clear();
+    transfer_time = 0;
+    transfer_bytes = 0;
   }
 };
 

@@ -68,19 +68,15 @@ void FakeKv::forget_tables() {
   for (auto& table : tables_) std::fill(table.begin(), table.end(), kNullBlock);
 }
 
-void FakeKv::settle(GroupId g, BlockId touched, bool writes) {
-  for (size_t i = 0; i < pending_.size();) {
-    const Transfer t = pending_[i].transfer;
-    const bool here = t.group == g;
-    if (here && writes && t.source_tier == 0 && t.source_block == touched) {
-      violate("source of a copy overwritten", text("block", touched) + text("ticket", t.ticket));
-    }
-    if (here && t.destination_tier == 0 && t.destination_block == touched) {
-      copy(t);
-      pending_.erase(pending_.begin() + static_cast<std::ptrdiff_t>(i));
-      continue;
-    }
-    ++i;
+void FakeKv::touch(GroupId g, BlockId touched, bool writes) {
+  for (const Pending& p : pending_) {
+    const Transfer& t = p.transfer;
+    if (t.group != g) continue;
+    const auto what = text("block", touched) + text("ticket", t.ticket);
+    if (writes && t.source_tier == 0 && t.source_block == touched)
+      violate("source of a copy overwritten", what);
+    if (t.destination_tier == 0 && t.destination_block == touched)
+      violate("destination of a copy touched", what);
   }
 }
 
@@ -104,7 +100,7 @@ void FakeKv::write(GroupId g, Seat seat, int32_t position, int32_t slot, Token t
     violate("slot differs from the block table",
             where + text("slot", slot) + text("block in table", in_table));
   }
-  settle(g, slot / size, true);
+  touch(g, slot / size, true);
   BatchId& written = written_in_[static_cast<size_t>(g)][static_cast<size_t>(slot)];
   if (written == batch_id_) violate("slot written twice in a step", where + text("slot", slot));
   written = batch_id_;
@@ -130,7 +126,7 @@ FakeKv::ReadResult FakeKv::read(GroupId g, Seat seat, int32_t end) {
         p += spec.block_size - offset - 1;
         continue;
       }
-      settle(g, b, false);
+      touch(g, b, false);
     }
     const FakeSlot& s = slots[offset];
     const auto where = [&] {

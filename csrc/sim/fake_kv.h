@@ -61,8 +61,8 @@ class FakeKv {
   };
   ReadResult read(GroupId g, Seat seat, int32_t end);
 
-  // A transfer begins: copied at once between device blocks; else by complete() or when a row first
-  // touches it.
+  // A transfer begins: copied at once on one tier; between tiers by complete_transfers() at some
+  // time, and until then no row may touch its destination or write its source.
   void begin_transfer(const Transfer& transfer);
   // Copies what is still pending among transfers that began before `batch_id` - delay(ticket); all
   // = every one.
@@ -89,9 +89,9 @@ class FakeKv {
   std::vector<FakeSlot>& pool(GroupId g, int32_t tier);
   FakeSlot* block(GroupId g, int32_t tier, BlockId block);
   void copy(const Transfer& transfer);
-  // A row of the running step touches a device block: a copy into it happens first, one out of it
-  // must not be pending.
-  void settle(GroupId g, BlockId block, bool writes);
+  // A row of the running step touches a device block: no copy into it may be pending, and none out
+  // of it if the row writes.
+  void touch(GroupId g, BlockId block, bool writes);
 
   std::vector<FakeGroup> groups_;
   int32_t num_seats_;

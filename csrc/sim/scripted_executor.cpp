@@ -145,7 +145,13 @@ void ScriptedExecutor::execute(Step& step) {
   for (const Transfer& t : batch.used<Transfer>(Section::transfers)) kv_->begin_transfer(t);
   write_rows(batch, failing);
   if (failing) {
-    failed_rows_ += std::max(batch.header().num_rows, batch.header().num_outs);
+    std::vector<int32_t> failed;  // seats with a row, or with an output row alone
+    for (const Section s : {Section::row_seat, Section::out_seat}) {
+      for (const int32_t of : batch.used<int32_t>(s)) {
+        if (!contains(failed, of)) failed.push_back(of);
+      }
+    }
+    failed_rows_ += static_cast<int64_t>(failed.size());
     result.status = fatal ? StepStatus::fatal : StepStatus::failed;
     result.message = "step " + std::to_string(step.batch_id) + " failed, as the script says";
   } else {
@@ -156,7 +162,13 @@ void ScriptedExecutor::execute(Step& step) {
   kv_->complete_transfers(step.batch_id, config_.max_transfer_delay,
                           batch.header().num_tokens == 0);
   tokens_ += batch.header().num_tokens;
-  result.device_time = config_.cost.time(count_work(batch, 0, 0), 0);
+  const StepWork work = count_work(batch, 0, 0);
+  result.device_time = config_.cost.time(work, 0);
+  if (work.host_copies > 0) {
+    result.transfer_bytes = work.host_copies * config_.bytes_per_block;
+    result.transfer_time =
+        static_cast<TimeNs>(static_cast<double>(work.host_copies) * config_.cost.host_copy);
+  }
   device_time_ += result.device_time;
 }
 
@@ -253,6 +265,9 @@ void ScriptedExecutor::write_rows(const BatchBuffer& batch, bool failing) {
   const auto kv_len = batch.used<int32_t>(Section::row_kv_len);
   const auto ids = batch.used<int32_t>(Section::token_ids);
   const auto positions = batch.used<int32_t>(Section::positions);
+  if (failing) {  // also who only reads a row of another seat
+    for (const Seat of : batch.used<int32_t>(Section::out_seat)) seat(of).tainted = true;
+  }
   for (int32_t r = 0; r < h.num_rows; ++r) {
     const Seat at = row_seat[static_cast<size_t>(r)];
     SeatState& s = seat(at);

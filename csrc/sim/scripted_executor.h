@@ -31,7 +31,8 @@ struct ScriptedConfig {
   uint32_t eager_percent = 0;      // share of steps that execute as soon as they are launched
   int32_t max_transfer_delay = 0;  // steps between tiers; by the ticket's hash
   std::vector<BatchId> failing_steps;
-  BatchId fatal_step = 0;  // 0: none
+  BatchId fatal_step = 0;       // 0: none
+  int64_t bytes_per_block = 0;  // what a copy between tiers is said to move
   CostModel cost;
   bool read_all_rows = true;  // also those without output; costs their context once more
 };

@@ -59,6 +59,9 @@ class EngineConfig:
     gpu_memory_utilization: float = 0.9
     swap_space: float = 0.0
     """GiB of host memory for swapped requests; 0: preemption is by recompute."""
+    preemption: str = "auto"
+    """auto | retract | swap: what becomes of a request's KV when it steps aside. auto: whichever is expected to be
+    quicker, recompute or a copy to host memory and back; swap: a copy, as long as swap_space has room."""
     kv_cache_dtype: str = "auto"
     """auto: the type of the activations; fp8: e4m3, with the checkpoint's scales where it has some, else 1.0."""
 
@@ -128,6 +131,18 @@ class EngineConfig:
             "GiB above 0, or None",
         )
         _require(self.swap_space >= 0, "swap_space", self.swap_space, "GiB, 0 or more")
+        _require(
+            self.preemption in ("auto", "retract", "swap"),
+            "preemption",
+            self.preemption,
+            "'auto', 'retract' or 'swap'",
+        )
+        _require(
+            self.preemption != "swap" or self.swap_space > 0,
+            "preemption",
+            self.preemption,
+            "'auto' or 'retract' where swap_space is 0; give swap_space (GiB)",
+        )
         _require(
             0 < self.gpu_memory_utilization <= 1,
             "gpu_memory_utilization",

@@ -22,6 +22,13 @@ WAYS: dict[str, dict[str, Any]] = {
         "enable_prefix_caching": False,
         "overlap": False,
     },
+    "swapped": {
+        "num_kv_blocks": SHORT,
+        "admission": "greedy",
+        "preemption": "swap",
+        "swap_space": 0.02,
+        "enable_prefix_caching": False,
+    },
     "prefill_first": {"num_kv_blocks": AMPLE, "batching": "prefill_first"},
     "static": {"num_kv_blocks": AMPLE, "batching": "static", "overlap": False},
 }
@@ -55,6 +62,7 @@ def test_greedy_tokens_equal_transformers(golden: Any, way: str, record_property
     with Engine(config) as engine:
         answers, cached = run(engine, golden.prompts, 64)
         stats = engine.stats()
+        swaps = engine.loop.stats().num_swaps
     agreement = checkpoints.compare(golden.reference, answers)
     record_property("near_ties", agreement.near_ties)
     assert agreement.wrong == 0, agreement
@@ -62,4 +70,5 @@ def test_greedy_tokens_equal_transformers(golden: Any, way: str, record_property
     assert stats.num_running == stats.num_waiting == 0
     assert stats.num_free_blocks + stats.num_cached_blocks == stats.num_blocks
     assert (stats.num_preemptions > 0) == (options["num_kv_blocks"] == SHORT)
+    assert (swaps > 0) == (options.get("preemption") == "swap")
     assert (cached > 0) == options.get("enable_prefix_caching", True)

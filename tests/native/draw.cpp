@@ -21,28 +21,57 @@ SchedulerConfig draw_config(Random& random) {
   config.enable_prefix_caching = random.chance(70);
   config.batching = random.pick<Batching>({Batching::continuous, Batching::continuous,
                                            Batching::prefill_first, Batching::static_batch});
-  config.schedule_policy = random.pick<Policy>({Policy::fcfs, Policy::lpm});
+  config.schedule_policy =
+      random.pick<Policy>({Policy::fcfs, Policy::fcfs, Policy::lpm, Policy::dfs_weight, Policy::sjf,
+                           Policy::lof, Policy::hrrn, Policy::random, Policy::priority,
+                           Policy::priority, Policy::key, Policy::deadline, Policy::fair});
   config.admission =
-      random.pick<Admission>({Admission::learned, Admission::guaranteed, Admission::greedy});
+      random.pick<Admission>({Admission::learned, Admission::guaranteed, Admission::greedy,
+                              Admission::greedy, Admission::peak});
+  config.head_of_line =
+      random.pick<HeadOfLine>({HeadOfLine::strict, HeadOfLine::bypass, HeadOfLine::scan});
+  config.bypass_limit = random.between(0, 3);
+  if (random.chance(30)) config.aging_limit = random.between(1, 10);
+  config.preemption_victim =
+      random.pick<Victim>({Victim::least_progress, Victim::least_progress, Victim::newest,
+                           Victim::lowest_priority, Victim::most_blocks});
+  config.prefix_eviction =
+      random.pick<Eviction>({Eviction::lru, Eviction::slru, Eviction::lfu, Eviction::priority});
+  config.prefill_split = random.pick<PrefillSplit>({PrefillSplit::fcfs, PrefillSplit::equal});
+  if (random.chance(15)) config.max_running_per_tenant = random.between(1, 4);
+  if (random.chance(60)) {
+    config.preemption = random.pick<Preemption>({Preemption::automatic, Preemption::swap});
+    config.num_host_blocks =
+        random.chance(40) ? random.between(2, 8) : 2 + random.between(0, config.num_blocks);
+  }
   config.schedule_conservativeness = random.pick<double>({0.3, 1.0, 1.0});
   if (random.chance(30)) config.long_prefill_token_threshold = random.between(1, 20);
   config.seed = random.next();
+  KVGroup group;
+  group.block_size = config.block_size;
+  group.num_blocks = config.num_blocks;
+  group.num_host_blocks = config.num_host_blocks;
+  // Around where a swap and a recompute cost the same.
+  group.bytes_per_block = random.chance(30) ? 0 : config.block_size * random.between(1, 600000);
+  config.kv_groups = {group};
   if (random.chance(10)) config.max_model_len = random.between(20, 120);
   return config;
 }
 
 sim::ScriptedConfig draw_executor(Random& random, const SchedulerConfig& config) {
   sim::ScriptedConfig executor;
-  executor.groups = {{config.block_size, config.num_blocks, 0, 0}};
+  executor.groups = {{config.block_size, config.num_blocks, config.num_host_blocks, 0}};
   executor.overlap_depth = random.between(0, 3);
   executor.rule.vocab_size = config.vocab_size;
   executor.rule.eos = kEos;
   executor.rule.eos_per_mille = random.pick<uint32_t>({0, 20, 100});
   executor.eager_percent = random.pick<uint32_t>({0, 0, 50, 100});
   executor.max_transfer_delay = random.between(0, 3);
+  executor.bytes_per_block = config.kv_groups[0].bytes_per_block;
+  executor.cost.host_copy = 1e6;
   if (random.chance(10)) executor.row_failures_per_million = 5000;
   if (random.chance(15)) {
-    for (int32_t i = random.between(1, 4); i > 0; --i) {
+    for (int32_t i = random.chance(60) ? random.between(1, 4) : 15; i > 0; --i) {
       executor.failing_steps.push_back(random.between(1, 60));
     }
   }
@@ -89,11 +118,15 @@ Workload draw(uint64_t seed) {
     p.has_seed = true;
     p.seed = random.chance(30) ? 7 : random.next();  // equal seeds: equal prompts must answer alike
     if (!by_length && random.chance(30)) p.stop_token_ids = tokens(random.between(1, 3));
-    if (random.chance(10)) p.n = random.between(2, 4);
+    if (random.chance(15)) p.n = random.between(2, 4);
     if (random.chance(10)) p.num_logprobs = random.between(0, 3);
     if (random.chance(10)) p.presence_penalty = 0.5F;  // sends context with the seat
     if (random.chance(15)) r.salt = random.chance(50) ? "a" : "b";
     r.priority = random.between(0, 3);
+    r.tenant = random.pick<std::string>({"", "x", "y"});
+    r.policy_key = random.between(0, 9);
+    if (random.chance(30)) r.deadline_ttft = random.between(1, 100);
+    if (random.chance(30)) r.deadline_tpot = random.between(1, 20);
     r.arrival_turn = span > 0 ? random.between(0, span) : 0;
     if (aborts && random.chance(30)) r.abort_turn = r.arrival_turn + random.between(0, 60);
     r.stream = random.chance(80);
@@ -111,7 +144,9 @@ std::string Workload::describe() const {
          std::to_string(static_cast<int>(config.batching)) + ", policy " +
          std::to_string(static_cast<int>(config.schedule_policy)) + ", admission " +
          std::to_string(static_cast<int>(config.admission)) + ", cache " +
-         std::to_string(static_cast<int>(config.enable_prefix_caching)) + ", failing " +
+         std::to_string(static_cast<int>(config.enable_prefix_caching)) + ", preemption " +
+         std::string(name_of(config.preemption)) + ", host blocks " +
+         std::to_string(config.num_host_blocks) + ", failing " +
          std::to_string(executor.failing_steps.size()) + ", fatal " +
          std::to_string(executor.fatal_step);
 }

@@ -56,6 +56,9 @@ class Judge {
     req->cache_salt = spec.salt;
     req->priority = spec.priority;
     req->tenant = spec.tenant;
+    req->policy_key = spec.policy_key;
+    req->deadline_ttft = spec.deadline_ttft;
+    req->deadline_tpot = spec.deadline_tpot;
     return req;
   }
 
@@ -141,6 +144,7 @@ class Judge {
     if (scheduler.num_running() > w_.config.max_num_seqs) problem("seats: more run than there are");
     for (GroupId g = 0; g < static_cast<GroupId>(w_.executor.groups.size()); ++g) {
       for (const BlockId b : scheduler.free_blocks(g)) executor_.poison(g, Tier::device, b);
+      for (const BlockId b : scheduler.free_host_blocks(g)) executor_.poison(g, Tier::host, b);
     }
   }
 
@@ -175,6 +179,11 @@ class Judge {
         problem("leaked blocks: used " + std::to_string(c.used) + " draining " +
                 std::to_string(c.draining) + " free " + std::to_string(c.free) + " cached " +
                 std::to_string(c.cached) + " of " + std::to_string(c.total));
+      }
+      const BlockCounts h = scheduler.host_block_counts(g);
+      if (h.used != 0 || h.draining != 0) {
+        problem("leaked host blocks: used " + std::to_string(h.used) + " draining " +
+                std::to_string(h.draining) + " of " + std::to_string(h.total));
       }
     }
   }

@@ -239,6 +239,7 @@ void swap_there_and_back() {
   b.table(2, 1, 7);
   b.move(3, Tier::host, 1, Tier::device, 6);
   b.move(4, Tier::host, 2, Tier::device, 7);
+  expect(b.run({}).finished_transfers.size() == 2, "and back");
   const StepResult back = b.run({{2, {600}, 6, {29}}});
   std::vector<Token> context = kPrompt;
   context.push_back(600);
@@ -321,6 +322,12 @@ void broken_promises() {
     b.move(3, Tier::device, 5, Tier::host, 1);
     b.run({{1, {-2}, 6, {21}}});
     expect_trips(b, "source of a copy overwritten");
+  }
+  {
+    Bench b = prefilled(1, [](ScriptedConfig& c) { c.max_transfer_delay = 1000; });
+    b.move(3, Tier::host, 1, Tier::device, 5);
+    b.run({{1, {-2}, 6, {21}}});
+    expect_trips(b, "destination of a copy touched");
   }
   {
     Bench b = prefilled(1, [](ScriptedConfig& c) { c.max_transfer_delay = 1000; });

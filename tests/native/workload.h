@@ -37,6 +37,8 @@ struct ReqSpec {
   std::string salt;
   double priority = 0;
   std::string tenant;
+  double policy_key = 0;
+  TimeNs deadline_ttft = -1, deadline_tpot = -1;  // order only: nothing is dropped
   int32_t arrival_turn = 0;
   int32_t abort_turn = -1;  // -1: never
   bool stream = true;

@@ -111,6 +111,11 @@ def expected_answer(rule: Rule, request: Request) -> Answer:
             return Answer(output, "length")
 
 
+def child_seed(seed: int, child: int) -> int:
+    """Of answer `child` of a request with n > 1."""
+    return seed if child == 0 else mix((seed + child * 0x9E3779B97F4A7C15) & MASK)
+
+
 def blocks_of(length: int, block_size: int) -> int:
     return -(-length // block_size)
 

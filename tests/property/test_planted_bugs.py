@@ -14,6 +14,7 @@ import pytest
 BUGS_HEADER = Path(__file__).resolve().parents[2] / "csrc" / "base" / "planted_bugs.h"
 # Named in the header, but not caught, with the reason.
 NOT_REACHED: dict[str, str] = {
+    "retracted_misled": "one workload in some 10^5; tests/scripts/failed_step_retracted holds it",
     "merge_pending": "costs a needless retraction, changes no token: withdrawal retracts whoever holds the block",
 }
 WORKLOADS = 3000

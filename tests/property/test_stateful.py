@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 from stoker._core.loop import EngineLoop
 from stoker._core.sim import FakeGroup, ScriptedExecutor
 from stoker.sampling_params import SamplingParams
-from stoker.scheduler import Req, SchedulerConfig
+from stoker.scheduler import KVGroup, Req, SchedulerConfig
 
 EOS = 2
 VOCAB = 11
@@ -44,7 +44,10 @@ class EngineMachine(RuleBasedStateMachine):
         caching=st.booleans(),
         batching=st.sampled_from(["continuous", "prefill_first", "static"]),
         admission=st.sampled_from(["learned", "guaranteed", "greedy"]),
-        policy=st.sampled_from(["fcfs", "lpm"]),
+        policy=st.sampled_from(["fcfs", "lpm", "priority", "sjf", "deadline", "fair"]),
+        preemption=st.sampled_from(["auto", "swap"]),
+        host_tokens=st.sampled_from([0, 0, 16, 120]),
+        delay=st.integers(0, 3),
         eager=st.sampled_from([0, 50, 100]),
     )
     def start(
@@ -58,14 +61,25 @@ class EngineMachine(RuleBasedStateMachine):
         batching: str,
         admission: str,
         policy: str,
+        preemption: str,
+        host_tokens: int,
+        delay: int,
         eager: int,
     ) -> None:
         num_blocks = 1 + tokens_of_kv // block_size
+        host_blocks = 1 + host_tokens // block_size if host_tokens else 0
+        group = KVGroup(
+            block_size=block_size,
+            num_blocks=num_blocks,
+            num_host_blocks=host_blocks,
+            bytes_per_block=300_000 * block_size,
+        )
         self.rule = self.model.Rule(vocab_size=VOCAB, eos=EOS, eos_per_mille=30)
         self.max_model_len = (num_blocks - 1) * block_size + 1
         self.seats = seats
         self.executor = ScriptedExecutor(
-            groups=[FakeGroup(block_size=block_size, num_blocks=num_blocks)],
+            groups=[FakeGroup(block_size=block_size, num_blocks=num_blocks, num_host_blocks=host_blocks)],
+            max_transfer_delay=delay,
             overlap_depth=depth,
             vocab_size=VOCAB,
             eos=EOS,
@@ -73,8 +87,8 @@ class EngineMachine(RuleBasedStateMachine):
             eager_percent=eager,
         )
         config = SchedulerConfig(
-            num_blocks=num_blocks,
-            block_size=block_size,
+            kv_groups=[group],
+            preemption=preemption if host_blocks else "auto",
             max_num_seqs=seats,
             max_num_batched_tokens=seats + spare_budget,
             vocab_size=VOCAB,
@@ -99,6 +113,8 @@ class EngineMachine(RuleBasedStateMachine):
         ignore_eos=st.booleans(),
         stop=st.lists(st.integers(0, VOCAB - 1), max_size=2),
         seed=st.integers(0, 2**63 - 1),
+        n=st.sampled_from([1, 1, 1, 2, 3]),
+        priority=st.integers(0, 2),
         stream=st.booleans(),
     )
     def add(
@@ -110,6 +126,8 @@ class EngineMachine(RuleBasedStateMachine):
         ignore_eos: bool,
         stop: list[int],
         seed: int,
+        n: int,
+        priority: int,
         stream: bool,
     ) -> None:
         """A prompt may begin like others do. What can never fit must be refused, nothing else."""
@@ -121,22 +139,25 @@ class EngineMachine(RuleBasedStateMachine):
             ignore_eos=ignore_eos,
             stop_token_ids=stop,
             seed=seed,
+            n=n,
         )
-        fits = len(prompt) < self.max_model_len
+        fits = len(prompt) < self.max_model_len and n <= self.seats
         try:
-            key = self.loop.add(Req(f"r{len(self.requests)}-{self.turns}", prompt, params), stream=stream)
+            req = Req(f"r{len(self.requests)}-{self.turns}", prompt, params, priority=priority)
+            key = self.loop.add(req, stream=stream)
         except ValueError:
             assert not fits, "refused a request that fits"
             return
         assert fits, "took a request that can never fit"
-        self.requests[key] = self.model.Request(
-            prompt=tuple(prompt),
-            max_tokens=min(max_tokens, self.max_model_len - len(prompt)),
-            seed=seed,
-            stop=tuple(stop) if ignore_eos else (*stop, EOS),
-            min_tokens=min_tokens,
-        )
-        self.tokens[key] = []
+        for child in range(n):
+            self.requests[key + child] = self.model.Request(
+                prompt=tuple(prompt),
+                max_tokens=min(max_tokens, self.max_model_len - len(prompt)),
+                seed=self.model.child_seed(seed, child),
+                stop=tuple(stop) if ignore_eos else (*stop, EOS),
+                min_tokens=min_tokens,
+            )
+            self.tokens[key + child] = []
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())

@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stoker.scheduler import Req, SamplingParams, Scheduler, SchedulerConfig, redact, replay
+from stoker.scheduler import (
+    KVGroup,
+    Req,
+    SamplingParams,
+    Scheduler,
+    SchedulerConfig,
+    StepResult,
+    redact,
+    replay,
+)
 from support.toy_executor import EOS, ToyExecutor, random_reqs
 
 
@@ -44,8 +53,13 @@ def record(seed: int, **options: Any) -> tuple[bytes, int]:
             device.launch(batch)
             steps += 1
         if device.flight and (batch is None or len(device.flight) > 1):
-            batch_id, tokens = device.collect()
-            s.commit(batch_id, np.asarray(tokens, dtype=np.int32), now=turn)
+            batch_id, tokens, tickets = device.collect()
+            result = StepResult()
+            result.token_ids = np.asarray(tokens, dtype=np.int32)
+            result.finished_transfers = np.asarray(tickets, dtype=np.int64)
+            s.commit(batch_id, result, now=turn)
+            if rng.random() < 0.05:
+                s.set_rates(rng.uniform(1e3, 1e5), rng.uniform(0.01, 1))
         turn += 1
     return s.log(), steps
 
@@ -56,6 +70,16 @@ def test_replays_the_same(policy: str) -> None:
     log, steps = record(1, schedule_policy=policy)
     report = replay(log)
     assert (report.num_steps, report.first_difference, report.what) == (steps, 0, "")
+
+
+@pytest.mark.parametrize("preemption", ["auto", "swap"])
+def test_swaps_replay_the_same(preemption: str) -> None:
+    """Rates and returned tickets are events: the choice between recompute and swap is made again as it was."""
+    group = KVGroup(block_size=4, num_blocks=20, num_host_blocks=30, bytes_per_block=400_000)
+    log, steps = record(1, kv_groups=[group], preemption=preemption)
+    for written in (log, redact(log)):
+        report = replay(written)
+        assert (report.num_steps, report.first_difference, report.what) == (steps, 0, "")
 
 
 def test_redacted_log_replays_and_tells_nothing() -> None:

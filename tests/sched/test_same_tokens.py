@@ -53,6 +53,34 @@ def test_preemption_keeps_tokens(victim: str, depth: int) -> None:
     assert preempted > 0
 
 
+@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize("host", [3, 60])
+@pytest.mark.parametrize("cached", [True, False])
+def test_swap_keeps_tokens(cached: bool, host: int, depth: int) -> None:
+    """KV goes to host memory and comes back, or is computed again where the host pool is full; the tokens stay."""
+    swaps = retractions = 0
+    for seed in range(4):
+        reqs = random_reqs(seed, 16)
+        run(
+            config(
+                num_blocks=24,
+                num_host_blocks=host,
+                admission="greedy",
+                preemption="swap",
+                overlap_depth=depth,
+                enable_prefix_caching=cached,
+            ),
+            reqs,
+        )
+        check_outputs(reqs)
+        swaps += sum(r.account.swaps for r in reqs)
+        retractions += sum(r.account.retractions for r in reqs)
+        if host == 60:
+            assert not cached or sum(r.account.tokens_computed_twice for r in reqs) < 60
+    assert swaps > 0 or host == 3
+    assert retractions > 0 or host == 60
+
+
 @pytest.mark.parametrize(
     "policy",
     ["fcfs", "lpm", "dfs-weight", "sjf", "lof", "hrrn", "random", "priority", "key", "deadline", "fair"],
@@ -170,28 +198,85 @@ def test_failed_steps(depth: int) -> None:
     assert min(ended.values()) > 0
 
 
-def test_children_of_n() -> None:
-    """n answers are n reqs rid/0.. that share the prompt's full blocks and end each alone."""
+@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("length", [3, 16, 17, 40])
+def test_children_of_n(length: int, cached: bool, depth: int) -> None:
+    """n answers are n reqs rid/0.. that fork from one hidden row: the prompt is computed once, its partial block copied."""
     from stoker.scheduler import Req, SamplingParams, Scheduler
 
-    c = config()
+    c = config(overlap_depth=depth, enable_prefix_caching=cached)
     s = Scheduler(c)
-    parent = Req("p", list(range(1, 18)), SamplingParams(max_tokens=5, n=3, seed=1))
-    run(c, [parent], scheduler=s)
+    s.add(Req("p", list(range(1, length + 1)), SamplingParams(max_tokens=9, n=4, seed=1)))
+    children = s.children("p")
+    run(c, [], scheduler=s)
     assert s.children("p") == []  # all ended
+    check_outputs(children)
+    assert [r.account.prefill_tokens for r in children] == [length, 0, 0, 0]
+
+
+def test_children_short_of_blocks() -> None:
+    """Families among other reqs on a pool that is far too small: preempted alone, answers as ever."""
+    from stoker.scheduler import Req, SamplingParams, Scheduler
+
+    for seed, depth, host in itertools.product(range(3), (0, 1, 3), (0, 20)):
+        c = config(
+            num_blocks=18,
+            num_host_blocks=host,
+            overlap_depth=depth,
+            admission="greedy",
+            enable_prefix_caching=seed % 2 == 0,
+        )
+        s = Scheduler(c)
+        children = []
+        for i in range(6):
+            s.add(Req(f"p{i}", list(range(1, 6 + 3 * i)), SamplingParams(max_tokens=20, n=1 + i % 4)))
+            children += s.children(f"p{i}")
+        run(c, random_reqs(seed, 6), scheduler=s)
+        check_outputs(children)
+        assert sum(r.account.retractions + r.account.swaps for r in children) > 0
 
 
 def test_children_share_and_differ() -> None:
-    """Children find the prompt in the prefix cache at once, and draw from different seeds."""
+    """The siblings wait for the prompt of the first one, then sit at once: one row, three tokens, different seeds."""
     from stoker.scheduler import Req, SamplingParams, Scheduler
 
-    s = Scheduler(config())
+    s = Scheduler(config(max_num_batched_tokens=12))
     s.add(Req("p", list(range(1, 18)), SamplingParams(max_tokens=5, n=3, seed=1)))
     batch = s.schedule()
     children = s.children("p")
     assert [c.rid for c in children] == ["p/0", "p/1", "p/2"]
     assert len({c.seed for c in children}) == 3
-    assert [c.account.cached_tokens for c in children] == [0, 16, 16]
-    assert batch.num_tokens == 17 + 1 + 1
+    assert [s.explain(c).code for c in children] == ["none", "sibling", "sibling"]
+    s.commit(batch, [])
+    batch = s.schedule()
+    assert (batch.num_tokens, batch.num_rows, batch.num_sampled_rows) == (5, 1, 3)
+    assert len({*batch.out_seat.tolist()}) == 3
+    assert {*batch.out_token.tolist()} == {4}
+    tables = [c.block_table() for c in children]
+    assert tables[0][:4] == tables[1][:4] == tables[2][:4]
+    assert len({t[4] for t in tables}) == 3
+    s.commit(batch, [5, 6, 7])
+    batch = s.schedule()
+    assert len(batch.transfers) == 2
     assert s.abort("p")
     assert not s.has_unfinished()
+    s.check_integrity()
+
+
+def test_children_one_by_one() -> None:
+    """A sibling can be aborted while it waits; where the first ends early, the others go on alone."""
+    from stoker.scheduler import Req, SamplingParams, Scheduler
+
+    for doomed in ("p/0", "p/1"):
+        c = config(max_num_batched_tokens=8)
+        s = Scheduler(c)
+        s.add(Req("p", list(range(1, 18)), SamplingParams(max_tokens=5, n=3, seed=1)))
+        children = s.children("p")
+
+        def each_step(turn: int, s: Any, doomed: str = doomed) -> None:
+            if turn == 1:
+                assert s.abort(doomed)
+
+        run(c, [], scheduler=s, each_step=each_step)
+        check_outputs([r for r in children if r.rid != doomed])

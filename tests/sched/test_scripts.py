@@ -11,7 +11,11 @@ abort a
 state a retracted                        also: finished/length ...
 why a blocks 3 0 1                       reason code, needed, free, evictable
 blocks free=3 used=5                     counts of the pool
+host free=3 used=5                       the same of the host pool
 cached a 8                               tokens that a found in the prefix cache
+moves 2                                  copies that the newest step asks for; they are done when it comes back
+twice a 0                                tokens of a that were computed again
+rates 1000 0.5                           ns a token, ns a byte
 now 100 | pause | drain | resume | flush
 """
 
@@ -21,9 +25,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from stoker.scheduler import Req, SamplingParams, Scheduler, SchedulerConfig, StepResult
+from stoker.scheduler import KVGroup, Req, SamplingParams, Scheduler, SchedulerConfig, StepResult
 
 SCRIPTS = sorted((Path(__file__).parent.parent / "scripts").glob("*.sched"))
 
@@ -51,7 +56,11 @@ class Script:
         self.now = 0
 
     def do_config(self, *words: str) -> None:
-        self.s = Scheduler(SchedulerConfig(**options(list(words))))
+        given = options(list(words))
+        if "bytes_per_block" in given:
+            named = ("block_size", "num_blocks", "num_host_blocks", "bytes_per_block")
+            given["kv_groups"] = [KVGroup(**{name: given.pop(name) for name in named})]
+        self.s = Scheduler(SchedulerConfig(**given))
 
     def do_add(self, rid: str, length: str, *words: str) -> None:
         given, refusal = list(words), ""
@@ -81,20 +90,25 @@ class Script:
         sampled = [
             seats[x] for x, k in zip(batch.out_seat.tolist(), batch.out_kind.tolist(), strict=True) if k == 0
         ]
-        self.flight.append((batch.batch_id, sampled, []))
+        self.flight.append((batch.batch_id, sampled, batch.transfers["ticket"].tolist()))
 
     def do_idle(self) -> None:
         assert self.s.schedule(now=self.now) is None
 
     def do_commit(self, *words: str) -> None:
         special = options(list(words))
-        batch_id, sampled, _ = self.flight.pop(0)
-        self.s.commit(batch_id, [special.get(rid, 7) for rid in sampled], now=self.now)
+        batch_id, sampled, tickets = self.flight.pop(0)
+        result = StepResult()
+        result.token_ids = np.asarray([special.get(rid, 7) for rid in sampled], dtype=np.int32)
+        result.finished_transfers = np.asarray(tickets, dtype=np.int64)
+        self.s.commit(batch_id, result, now=self.now)
 
     def do_fail(self) -> None:
         result = StepResult()
         result.status, result.message = "failed", "planned"
-        self.s.commit(self.flight.pop(0)[0], result, now=self.now)
+        batch_id, _, tickets = self.flight.pop(0)
+        result.finished_transfers = np.asarray(tickets, dtype=np.int64)
+        self.s.commit(batch_id, result, now=self.now)
 
     def do_abort(self, rid: str) -> None:
         assert self.s.abort(rid, now=self.now)
@@ -117,6 +131,20 @@ class Script:
         counts = self.s.block_counts()
         for name, want in options(list(words)).items():
             assert getattr(counts, name) == want, (name, getattr(counts, name))
+
+    def do_host(self, *words: str) -> None:
+        counts = self.s.host_block_counts()
+        for name, want in options(list(words)).items():
+            assert getattr(counts, name) == want, (name, getattr(counts, name))
+
+    def do_moves(self, count: str) -> None:
+        assert len(self.flight[-1][2]) == int(count)
+
+    def do_twice(self, rid: str, tokens: str) -> None:
+        assert self.reqs[rid].account.tokens_computed_twice == int(tokens)
+
+    def do_rates(self, ns_per_token: str, ns_per_byte: str) -> None:
+        self.s.set_rates(float(ns_per_token), float(ns_per_byte))
 
     def do_cached(self, rid: str, tokens: str) -> None:
         assert self.reqs[rid].account.cached_tokens == int(tokens)

@@ -59,17 +59,29 @@ class ToyExecutor:
         self.kv: list[dict[int, tuple[int, int]]] = [{} for _ in range(self.groups)]
         self.last_token: dict[int, int] = {}
         self.flight: list[Step] = []
+        self.host: list[dict[int, tuple[int, int]]] = [{} for _ in range(self.groups)]
 
     def launch(self, batch: Any) -> None:
         names = ("row_seat", "row_indptr", "row_kv_len", "out_token", "out_seat", "out_kind", "out_position")
-        names += ("token_ids", "positions", "slots", "table_changes")
+        names += ("token_ids", "positions", "slots", "table_changes", "transfers")
         arrays = {name: getattr(batch, name).copy() for name in names}
         self.flight.append(Step(batch.batch_id, arrays, batch.num_rows))
 
-    def collect(self) -> tuple[int, list[int]]:
-        """Runs the oldest step; returns its id and one token for each sampled row."""
+    def move(self, transfers: np.ndarray[Any, Any]) -> None:
+        """Copies blocks, before the step's rows."""
+        for t in transfers:
+            group, size = int(t["group"]), self.block_sizes[t["group"]]
+            source = (self.kv, self.host)[t["source_tier"]][group]
+            destination = (self.kv, self.host)[t["destination_tier"]][group]
+            for i in range(size):
+                found = source.get(int(t["source_block"]) * size + i)
+                destination[int(t["destination_block"]) * size + i] = found or (-1, -1)
+
+    def collect(self) -> tuple[int, list[int], list[int]]:
+        """Runs the oldest step; returns its id, one token for each sampled row, and the tickets of its copies."""
         step = self.flight.pop(0)
         a = step.arrays
+        self.move(a["transfers"])
         for group, seat, index, block in a["table_changes"].tolist():
             self.tables[group][seat, index] = block
         ids = [t if t >= 0 else self.last_token[-1 - t] for t in a["token_ids"].tolist()]
@@ -85,10 +97,10 @@ class ToyExecutor:
         ):
             if kind != 0:
                 continue
-            seen = self.read(seat, int(a["row_kv_len"][row]))
+            seen = self.read(int(a["row_seat"][row]), int(a["row_kv_len"][row]))
             tokens.append(next_token(seen))
             self.last_token[seat] = tokens[-1]
-        return step.batch_id, tokens
+        return step.batch_id, tokens, a["transfers"]["ticket"].tolist()
 
     def read(self, seat: int, length: int) -> list[int]:
         """The tokens of positions 0 .. length - 1 through the block table; -1 where something else is found."""
@@ -137,10 +149,14 @@ def run(
             assert batch.num_rows <= config.max_num_seqs
             device.launch(batch)
         if device.flight and (batch is None or len(device.flight) > depth):
-            batch_id, tokens = device.collect()
+            batch_id, tokens, tickets = device.collect()
+            result = StepResult()
+            result.finished_transfers = np.asarray(tickets, dtype=np.int64)
             if batch_id in fail:
-                result = StepResult()
                 result.status, result.message = "failed", "planned"
+                s.commit(batch_id, result, now=turn)
+            elif tickets:
+                result.token_ids = np.asarray(tokens, dtype=np.int32)
                 s.commit(batch_id, result, now=turn)
             else:
                 s.commit(batch_id, np.asarray(tokens, dtype=np.int32), now=turn)
@@ -151,6 +167,8 @@ def run(
     counts = s.block_counts()
     assert counts.used == 0
     assert counts.draining == 0
+    host = s.host_block_counts()
+    assert host.used == host.draining == 0
     return s
 
 

@@ -16,7 +16,8 @@ _CHOICES = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "load_format": ("auto", "safetensors", "dummy"),
     "batching": ("continuous", "prefill_first", "static"),
-    "admission": ("learned", "guaranteed", "greedy"),
+    "admission": ("learned", "guaranteed", "greedy", "peak"),
+    "preemption": ("auto", "retract", "swap"),
 }
 _SAMPLING = {
     "n": "answers to each prompt",

@@ -41,6 +41,9 @@ class Parts:
     max_model_len: int
     sizes: StepSizes
     num_blocks: int
+    num_host_blocks: int
+    """For swapped requests, the null block included; 0: none."""
+    block_bytes: int
     dtype: str
     """Of weights and activations."""
     runner: Any
@@ -86,7 +89,7 @@ def build(config: EngineConfig) -> Parts:
         num_blocks = _num_blocks(config, group, longest, sizes, gpu.kv_budget(ledger))
         longest = fit_model_len(config, longest, num_blocks)
     pool = KVPool(group, model_config, num_blocks, kv_dtype, device)
-    num_host_blocks = int(gib(config.swap_space) // group.block_bytes)
+    num_host_blocks = num_host_blocks_for(config, group)
     cpu = torch.device("cpu")
     host_pools = (
         [KVPool(group, model_config, num_host_blocks, kv_dtype, cpu, pin=on_gpu)] if num_host_blocks else []
@@ -117,6 +120,8 @@ def build(config: EngineConfig) -> Parts:
         longest,
         sizes,
         num_blocks,
+        num_host_blocks,
+        group.block_bytes,
         str(dtype).removeprefix("torch."),
         runner,
         worker_thread=config.overlap and not on_gpu,
@@ -156,6 +161,18 @@ def _fill(store: ParameterStore, folder: Path, config: EngineConfig) -> None:
         weights.fill_dummy(store, config.seed)
     else:
         weights.load(store, folder, config.progress)
+
+
+def num_host_blocks_for(config: EngineConfig, group: KVGroup) -> int:
+    """Blocks of swap_space and a null block, which is never used; 0 where nothing is to be swapped."""
+    if config.swap_space == 0 or config.preemption == "retract":
+        return 0
+    blocks = int(gib(config.swap_space) // group.block_bytes)
+    if blocks < 1:
+        raise ValueError(
+            f"swap_space={config.swap_space}: holds no KV block; a block takes {group.block_bytes / gib(1):.3g} GiB"
+        )
+    return blocks + 1
 
 
 def _num_blocks(

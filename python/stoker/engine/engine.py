@@ -19,7 +19,7 @@ from stoker.engine.answers import Answers
 from stoker.engine.build import Parts, build
 from stoker.engine.grammars import Grammars
 from stoker.engine.output import EngineOutput, EngineStats
-from stoker.scheduler import Req, SchedulerConfig
+from stoker.scheduler import KVGroup, Req, SchedulerConfig
 
 if TYPE_CHECKING:
     from stoker.sampling_params import SamplingParams
@@ -283,9 +283,15 @@ class Engine:
 
 def scheduler_config(config: EngineConfig, parts: Parts) -> SchedulerConfig:
     """The engine's options in the scheduler's words."""
+    group = KVGroup(
+        block_size=config.block_size,
+        num_blocks=parts.num_blocks,
+        num_host_blocks=parts.num_host_blocks,
+        bytes_per_block=parts.block_bytes,
+    )
     options: dict[str, Any] = {
-        "num_blocks": parts.num_blocks,
-        "block_size": config.block_size,
+        "kv_groups": [group],
+        "preemption": config.preemption,
         "max_num_seqs": parts.sizes.max_num_seqs,
         "max_num_batched_tokens": parts.sizes.max_num_batched_tokens,
         "max_model_len": parts.max_model_len,

@@ -77,6 +77,7 @@ class KVPool:
         used = group.block_bytes // element
         pad = _CPU_PAD_BYTES // element
         self.num_blocks = num_blocks
+        self.block_bytes = group.block_bytes
         if device.type == "cpu" and not pin:
             self.storage = host_memory.zeros((num_blocks, used + pad), dtype)
         else:

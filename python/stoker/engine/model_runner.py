@@ -20,6 +20,10 @@ from stoker.engine.transfers import Transfers
 _ALIGNMENT = 64
 
 
+class _LostBlocks(Exception):
+    """A copy of KV blocks did not happen: what they hold is unknown."""
+
+
 class ModelRunner:
     """Runs steps in the order of their launch (the protocol of `stoker._core.loop`'s Python executors).
 
@@ -58,7 +62,7 @@ class ModelRunner:
             with torch.inference_mode():
                 self._seats.apply(header, buffer)
                 if header.num_transfers:
-                    self._transfers.run(buffer.transfers[: header.num_transfers], output)
+                    self._move(buffer.transfers[: header.num_transfers], output)
                 if header.num_tokens:
                     hidden = self._forward.layers(
                         header.num_tokens, header.num_rows, header.num_decode_rows, views
@@ -68,10 +72,16 @@ class ModelRunner:
                     else:
                         read_outputs(self._forward, hidden, header, buffer, views, output)
         except Exception as error:  # whatever a step can suffer ends that step only
-            output.status = "failed"
+            output.status = "fatal" if isinstance(error, _LostBlocks) else "failed"
             output.message = f"{type(error).__name__}: {error}"
         output.device_time_ns = time.perf_counter_ns() - began
         self._finished.append(output)
+
+    def _move(self, transfers: npt.NDArray[np.void], output: StepOutput) -> None:
+        try:
+            self._transfers.run(transfers, output)
+        except Exception as error:
+            raise _LostBlocks(str(error)) from error
 
     def launch_sample(
         self, batch_id: int, mask_row: npt.NDArray[np.int32], masks: npt.NDArray[np.int32]
@@ -103,6 +113,8 @@ def fill_result(result: Any, output: StepOutput) -> None:
     result.batch_id = output.batch_id
     result.device_time = output.device_time_ns
     result.finished_transfers = output.finished_transfers
+    result.transfer_time = output.transfer_time_ns
+    result.transfer_bytes = output.transfer_bytes
     if output.status != "ok":
         result.status = output.status
         result.message = output.message

@@ -44,3 +44,6 @@ class StepOutput:
     pooled: FloatArray | None = None
     """[pool rows, hidden]"""
     finished_transfers: list[int] = field(default_factory=list)
+    transfer_time_ns: int = 0
+    """Of the copies between tiers; 0: there were none."""
+    transfer_bytes: int = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -23,12 +25,19 @@ class Transfers:
 
     def run(self, transfers: npt.NDArray[np.void], output: StepOutput) -> None:
         """Runs of one kind (group, source tier, destination tier) go to one op. Tickets go to `output`."""
+        began = time.perf_counter_ns()
         kinds = transfers[["group", "source_tier", "destination_tier"]]
         borders = np.flatnonzero(kinds[1:] != kinds[:-1]) + 1
         for run in np.split(transfers, borders):
             pairs = np.stack([run["source_block"], run["destination_block"]], axis=1).astype(np.int32)
             self._move(run[0], torch.from_numpy(pairs))
         output.finished_transfers = transfers["ticket"].tolist()
+        between = transfers["source_tier"] != transfers["destination_tier"]
+        if between.all():
+            output.transfer_time_ns = time.perf_counter_ns() - began
+            output.transfer_bytes = sum(
+                self._pools[group].block_bytes for group in transfers["group"].tolist()
+            )
 
     def _move(self, kind: np.void, pairs: torch.Tensor) -> None:
         pool = self._pools[kind["group"]].blocks
