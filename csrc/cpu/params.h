@@ -117,7 +117,8 @@ struct SeatRecord {
   float repetition_penalty, presence_penalty, frequency_penalty;
   int32_t num_logprobs;
   uint32_t seed_low, seed_high;
-  int32_t min_position, prompt_len, data_begin, num_bias, num_stop, num_context, req, num_prompt_logprobs;
+  int32_t min_position, prompt_len, data_begin, num_bias, num_stop, num_context, req,
+      num_prompt_logprobs;
 };
 static_assert(sizeof(SeatRecord) == 80);
 

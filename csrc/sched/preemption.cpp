@@ -172,7 +172,8 @@ bool Scheduler::unstick() {
     resume_arrived();
     return true;
   }
-  // Moves when the step comes back, or the copy, or this step, which has nothing but copies and seats.
+  // Moves when the step comes back, or the copy, or this step, which has nothing but copies and
+  // seats.
   if (steps_in_flight() > 0 || at_.transfers > 0 || at_.seat_changes > 0 || num_moves_ > 0)
     return false;
   if (num_running_ > 1) {

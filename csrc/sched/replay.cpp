@@ -44,8 +44,9 @@ SchedulerConfig read_config(Decoder& c, int64_t most) {
     describe_group(c, group);
     if (group.kind < KVKind::full || group.kind > KVKind::state || group.block_size < 1 ||
         group.num_blocks < 1 || group.num_host_blocks < 0 ||
-        int64_t{group.num_host_blocks} * group.block_size > most || group.bytes_per_block < 0 || int64_t{group.num_blocks} * group.block_size > most ||
-        group.window < 0 || group.window > (1 << 22))
+        int64_t{group.num_host_blocks} * group.block_size > most || group.bytes_per_block < 0 ||
+        int64_t{group.num_blocks} * group.block_size > most || group.window < 0 ||
+        group.window > (1 << 22))
       throw InvalidArgument("event log: an impossible KV pool");
     config.kv_groups.push_back(group);
   }
@@ -54,8 +55,7 @@ SchedulerConfig read_config(Decoder& c, int64_t most) {
   };
   if (!in(config.batching, 2) || !in(config.schedule_policy, 10) || !in(config.admission, 3) ||
       !in(config.head_of_line, 2) || !in(config.preemption_victim, 3) ||
-      !in(config.preemption, 2) ||
-      !in(config.prefix_eviction, 3) || !in(config.prefill_split, 1) ||
+      !in(config.preemption, 2) || !in(config.prefix_eviction, 3) || !in(config.prefill_split, 1) ||
       config.max_num_seqs > std::min<int64_t>(most, 1 << 16) ||
       config.max_num_batched_tokens > std::min<int64_t>(most, 1 << 20) ||
       config.max_model_len > std::min<int64_t>(most, 1 << 22)) {
