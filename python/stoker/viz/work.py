@@ -3,29 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
+from stoker.sim.cost import ModelSizes
 from stoker.viz.trace import Step
-
-
-class ModelSizes(Protocol):
-    """The fields of a ModelConfig that count."""
-
-    @property
-    def hidden_size(self) -> int: ...
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def intermediate_size(self) -> int: ...
-    @property
-    def num_hidden_layers(self) -> int: ...
-    @property
-    def num_attention_heads(self) -> int: ...
-    @property
-    def num_key_value_heads(self) -> int: ...
-    @property
-    def head_dim(self) -> int: ...
-    def window(self, layer: int, /) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
