@@ -1,54 +1,62 @@
 """How well the simulator predicts: a cost model fitted to one recorded run of the demo model on this machine's CPU, and another run
 with another rate and other lengths, predicted before it is made.
 
-    python benchmarks/sim_fidelity.py --pair 1 --out DIR      # for each of the pairs 1..5
+    python benchmarks/sim_fidelity.py --out DIR               # pairs 1 to 5, a minute or two each; --pair 3: that one alone
     python benchmarks/sim_fidelity.py --report DIR            # benchmarks/results/sim_fidelity.{json,md}
-    python benchmarks/sim_fidelity.py --device cuda --pair 1 --num-reqs 3000     # a 0.6B model with random weights on a GPU
+    python benchmarks/sim_fidelity.py --device cuda           # a 0.6B model with random weights on a GPU
 
-A pair: probe, run A recorded, probe; a cost model is fitted to A; probe; the prediction for B is written to DIR; run B; probe. The
-probe is a fixed batch of decodes and one prefill; its time before B over that around A rescales the model's step times. Reqs come at
-planned times (Poisson), and time to first token counts from there. Load: the rate of arrivals over the rate at which the fitted
-model answers the same reqs when they are all there. Each run has `--num-reqs` reqs (1,000). The recorded steps of both runs are
-then repeated in virtual time, and their batches compared row by row.
+A pair: run A is recorded and a cost model fitted to it, what it says of run B is written to DIR, run B is made. A run has
+`--num-reqs` reqs (1,000) in ten parts; before, between and after them a probe is timed: a fixed few batches of prompts and decodes.
+What a part's two probes took over what A's took in the mean rescales its step times: A's before the fit, B's in the prediction.
+What is written before run B stands and takes nothing else from it: the cost model, the reqs and their times, and the figures for a
+few speeds. A prediction is the mean of ten simulations that differ in their noise.
+
+Reqs come at planned times (Poisson), and time to first token counts from there. Load: the rate of arrivals over the rate at which
+the fitted model answers the same reqs when they are all there. The recorded steps of both runs are then repeated in virtual time, and
+their batches compared row by row. On a CPU one thread computes: the loop has a core of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
 import json
 import os
 import platform
 import statistics
 import time
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from stoker.config import EngineConfig
 from stoker.engine.engine import Engine as StokerEngine
 from stoker.scheduler import Req, SamplingParams
-from stoker.sim import Requests, Run, Setting, simulate, synthetic
+from stoker.sim import Requests, Setting, simulate, synthetic
 from stoker.sim.cost import cost_dict
 from stoker.sim.fit import fit
 from stoker.sim.replay import replay
-from stoker.viz.measures import inter_token_latencies, percentile
+from stoker.viz.measures import inter_token_latencies
 from stoker.viz.recorder import recording
-from stoker.viz.trace import Trace
+from stoker.viz.trace import Step, Trace
 
 RESULTS = Path(__file__).parent / "results"
 # What runs where, and (rate as a share of capacity, prompt lengths, answer lengths) of runs A and B of each pair.
 ON: dict[str, dict[str, Any]] = {
     "cpu": {
         "engine": {"model": "stoker-demo", "max_num_seqs": 32, "max_num_batched_tokens": 256, "num_kv_blocks": 2049, "max_model_len": 1024},
-        "probe": {"num_reqs": 8, "prompt_len": "64", "output_len": "24"},
+        "probe": {"num_reqs": 4, "prompt_len": "uniform:16:128", "output_len": "uniform:4:12"},
         "pairs": {
-            1: ((0.5, "loguniform:16:160", "uniform:2:12"), (0.7, "loguniform:8:64", "uniform:2:16")),
-            2: ((0.5, "loguniform:8:64", "uniform:2:16"), (0.6, "loguniform:32:256", "uniform:2:8")),
+            1: ((0.5, "loguniform:16:160", "uniform:2:12"), (0.6, "loguniform:8:64", "uniform:2:16")),
+            2: ((0.5, "loguniform:8:64", "uniform:2:16"), (0.5, "loguniform:32:256", "uniform:2:8")),
             3: ((0.6, "uniform:16:128", "uniform:2:12"), (0.4, "loguniform:16:160", "uniform:4:12")),
-            4: ((0.6, "loguniform:32:256", "uniform:2:16"), (0.75, "loguniform:8:64", "exponential:7:30")),
+            4: ((0.6, "loguniform:32:256", "uniform:2:16"), (0.7, "loguniform:8:64", "exponential:7:30")),
             5: ((0.5, "loguniform:16:160", "exponential:6:30"), (0.65, "uniform:16:128", "uniform:2:12")),
         },
     },
@@ -57,7 +65,7 @@ ON: dict[str, dict[str, Any]] = {
             "model": str(Path(__file__).parent / "gpu/models/qwen3-0.6b"), "load_format": "dummy", "dtype": "bfloat16",
             "max_num_seqs": 256, "max_num_batched_tokens": 2048, "num_kv_blocks": 16385, "max_model_len": 4096,
         },
-        "probe": {"num_reqs": 64, "prompt_len": "256", "output_len": "64"},
+        "probe": {"num_reqs": 16, "prompt_len": "uniform:64:1024", "output_len": "uniform:16:64"},
         "pairs": {
             1: ((0.5, "loguniform:32:2048", "loguniform:16:256"), (0.7, "loguniform:32:512", "uniform:16:256")),
             2: ((0.5, "loguniform:32:512", "uniform:16:256"), (0.6, "loguniform:128:2048", "loguniform:16:128")),
@@ -67,15 +75,20 @@ ON: dict[str, dict[str, Any]] = {
         },
     },
 }  # fmt: skip
-NS = 1_000_000_000
 FIGURES = ("ttft_mean", "itl_mean", "throughput", "ttft_p99", "itl_p99")
 LIMITS = {"ttft_mean": 0.05, "itl_mean": 0.05, "throughput": 0.05, "ttft_p99": 0.10, "itl_p99": 0.10}
+PARTS = 10
+PROBES = 9
+SIMULATIONS = 10
+SPEEDS = (0.8, 0.9, 1.0, 1.1, 1.25)
 
 
 class Engine:
     """The model, driven on this thread."""
 
     def __init__(self, device: str) -> None:
+        if device == "cpu":
+            torch.set_num_threads(1)
         engine = StokerEngine(EngineConfig(device=device, progress=False, **ON[device]["engine"]))
         self.engine, self.loop = engine, engine.loop
         self.vocab = engine.model_config.vocab_size
@@ -117,12 +130,100 @@ class Engine:
         return recorded.trace
 
     def probe(self) -> float:
-        """Seconds of the device for a fixed batch: the median of a few."""
+        """Seconds of the device for a fixed few reqs: the median of some."""
         times = []
-        for _ in range(7):
+        for _ in range(PROBES):
             trace = self.record(fresh(seed=1234, **self._probe))
             times.append(sum(step.end - step.start for step in trace.steps) / 1e9)
         return statistics.median(times)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What came of some reqs."""
+
+    ttft: NDArray[np.float64]
+    gaps: NDArray[np.float64]
+    tokens: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class Recorded:
+    """A run made: its parts, and the probe before, between and after them."""
+
+    requests: list[Requests]
+    traces: list[Trace]
+    starts: list[int]
+    probes: list[float]
+
+    @classmethod
+    def make(cls, engine: Engine, requests: Requests) -> Recorded:
+        run = cls(list(parts_of(requests)), [], [], [engine.probe()])
+        for part in run.requests:
+            run.traces.append(engine.record(part))
+            run.starts.append(engine.start)
+            run.probes.append(engine.probe())
+        return run
+
+    @property
+    def speeds(self) -> list[float]:
+        """Of each part: what the probe takes."""
+        return [(a + b) / 2 for a, b in zip(self.probes, self.probes[1:], strict=False)]
+
+    def steps_at(self, speed: float) -> list[Step]:
+        """The steps as long as they would be if the probe took `speed`."""
+        steps = []
+        for trace, own in zip(self.traces, self.speeds, strict=True):
+            for step in trace.steps:
+                scaled = copy.copy(step)
+                scaled.start = step.end - round((step.end - step.start) * speed / own)
+                steps.append(scaled)
+        return steps
+
+    def figures(self) -> dict[str, float]:
+        made = []
+        for requests, trace, start in zip(self.requests, self.traces, self.starts, strict=True):
+            reqs = [trace.reqs[key] for key in sorted(trace.reqs)]
+            due = requests.times + start
+            ttft = np.array([r.first_token_time for r in reqs]) - due
+            made.append(
+                Part(
+                    ttft / 1e9,
+                    np.array(inter_token_latencies(trace)),
+                    sum(r.num_outputs for r in reqs),
+                    (max(r.finish_time for r in reqs) - int(due[0])) / 1e9,
+                )
+            )
+        return figures(made)
+
+
+def figures(parts: list[Part]) -> dict[str, float]:
+    ttft = np.concatenate([part.ttft for part in parts])
+    gaps = np.concatenate([part.gaps for part in parts])
+    seconds = sum(part.seconds for part in parts)
+    return {
+        "ttft_mean": float(ttft.mean()),
+        "ttft_p99": float(np.percentile(ttft, 99, method="inverted_cdf")),
+        "itl_mean": float(gaps.mean()),
+        "itl_p99": float(np.percentile(gaps, 99, method="inverted_cdf")),
+        "throughput": sum(part.tokens for part in parts) / seconds,
+        "seconds": seconds,
+    }
+
+
+def predicted(engine: Engine, cost: Any, requests: list[Requests], speeds: list[float]) -> dict[str, float]:
+    """Each part on a machine that takes `speeds` times as long."""
+    found = []
+    for seed in range(SIMULATIONS):
+        parts = []
+        for number, (part, speed) in enumerate(zip(requests, speeds, strict=True)):
+            run = simulate(setting_of(engine, rescaled(cost, speed), PARTS * seed + number), part)
+            middles, counts = run.gaps
+            gaps = np.repeat(middles, counts) / 1e9
+            parts.append(Part(run.ttft, gaps, int(part.answer_lens.sum()), run.seconds))
+        found.append(figures(parts))
+    return {name: statistics.fmean(each[name] for each in found) for name in found[0]}
 
 
 _used = 0
@@ -138,33 +239,19 @@ def fresh(**made: Any) -> Requests:
     return replace(requests, hash_ids=ids, hash_indptr=np.arange(count + 1), hash_block=1 << 16)
 
 
-def figures_of_trace(trace: Trace, requests: Requests, start: int) -> dict[str, float]:
-    reqs = [trace.reqs[key] for key in sorted(trace.reqs)]
-    ttft = sorted(
-        (r.first_token_time - start - int(t)) / 1e9 for r, t in zip(reqs, requests.times, strict=True)
-    )
-    gaps = inter_token_latencies(trace)
-    seconds = (max(r.finish_time for r in reqs) - start - int(requests.times[0])) / 1e9
-    return {
-        "ttft_mean": statistics.fmean(ttft),
-        "ttft_p99": percentile(ttft, 99),
-        "itl_mean": statistics.fmean(gaps),
-        "itl_p99": percentile(gaps, 99),
-        "throughput": sum(r.num_outputs for r in reqs) / seconds,
-        "seconds": seconds,
-    }
-
-
-def figures_of_run(run: Run) -> dict[str, float]:
-    report = run.report()
-    return {
-        "ttft_mean": report["ttft"]["mean"],
-        "ttft_p99": report["ttft"]["p99"],
-        "itl_mean": report["itl"]["mean"],
-        "itl_p99": report["itl"]["p99"],
-        "throughput": report["output_tokens_per_s"],
-        "seconds": report["seconds"],
-    }
+def parts_of(requests: Requests) -> Iterator[Requests]:
+    """PARTS in turn, each from its own time 0 on."""
+    for some in np.array_split(np.arange(len(requests)), PARTS):
+        first, end = int(some[0]), int(some[-1]) + 1
+        yield replace(
+            requests,
+            **{
+                name: getattr(requests, name)[first:end]
+                for name in ("prompt_lens", "answer_lens", "max_tokens", "hash_ids")
+            },
+            times=requests.times[first:end] - requests.times[first],
+            hash_indptr=np.arange(end - first + 1),
+        )
 
 
 def setting_of(engine: Engine, cost: Any, seed: int) -> Setting:
@@ -176,78 +263,76 @@ def setting_of(engine: Engine, cost: Any, seed: int) -> Setting:
 
 def rescaled(cost: Any, factor: float) -> Any:
     """The same model of a machine that takes `factor` times as long."""
-    keep = {"noise", "window", "windowed_share"}
+    keep = {"noise", "noise_of_size", "window", "windowed_share"}
     return type(cost)(**{n: v if n in keep else v * factor for n, v in cost_dict(cost).items()})
 
 
 def capacity(engine: Engine, cost: Any, requests: Requests) -> float:
     """Reqs a second that the model answers when all are there from the start."""
-    return (
-        len(requests)
-        / simulate(setting_of(engine, cost, 0), replace(requests, times=requests.times * 0)).seconds
-    )
+    at_once = replace(requests, times=requests.times * 0)
+    return len(requests) / simulate(setting_of(engine, cost, 0), at_once).seconds
 
 
-def run_pair(device: str, number: int, num_reqs: int, out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    engine = Engine(device)
+def run_pair(engine: Engine, device: str, number: int, num_reqs: int, out: Path) -> None:
     (load_a, prompts_a, answers_a), (load_b, prompts_b, answers_b) = ON[device]["pairs"][number]
     made = {"prompt_len": prompts_a, "output_len": answers_a, "seed": 10 * number + 1}
     # How fast is it at all? A burst says; it also warms everything up.
     burst = fresh(num_reqs=300, **{**made, "seed": 999})
     engine.feed(fresh(num_reqs=64, **{**made, "seed": 998}))
     rough = fit(engine.record(burst).steps).cost
-    a = fresh(num_reqs=num_reqs, rate=load_a * capacity(engine, rough, burst), **made)
-    before_a = engine.probe()
-    trace_a = engine.record(a)
-    start_a = engine.start
-    after_a = engine.probe()
-    fitted = fit(trace_a.steps)
-    probe_a = (before_a + after_a) / 2
-
-    probe_b = engine.probe()
-    cost = rescaled(fitted.cost, probe_b / probe_a)
-    b = fresh(num_reqs=num_reqs, prompt_len=prompts_b, output_len=answers_b, seed=10 * number + 2)
-    full = capacity(engine, cost, b)
-    b = fresh(
-        num_reqs=num_reqs,
-        rate=load_b * full,
-        prompt_len=prompts_b,
-        output_len=answers_b,
-        seed=10 * number + 2,
+    run_a = Recorded.make(
+        engine, fresh(num_reqs=num_reqs, rate=load_a * capacity(engine, rough, burst), **made)
     )
-    predicted = figures_of_run(simulate(setting_of(engine, cost, number), b))
+    speed_a = statistics.fmean(run_a.speeds)
+    fitted = fit(run_a.steps_at(speed_a))
+    cost = fitted.cost
+
+    now = run_a.probes[-1] / speed_a
+    made = {"prompt_len": prompts_b, "output_len": answers_b, "seed": 10 * number + 2}
+    full = capacity(engine, rescaled(cost, now), synthetic(num_reqs=num_reqs, **made))
+    b = fresh(num_reqs=num_reqs, rate=load_b * full, **made)
     record: dict[str, Any] = {
         "pair": number,
         "num_reqs": num_reqs,
         "device": _device(device),
         "model": Path(ON[device]["engine"]["model"]).name,
-        "a": {"load": load_a, "prompt_len": prompts_a, "output_len": answers_a, "measured": figures_of_trace(trace_a, a, start_a)},
-        "b": {"load": load_b, "prompt_len": prompts_b, "output_len": answers_b, "predicted": predicted},
-        "probe": {"before_a": before_a, "after_a": after_a, "before_b": probe_b},
-        "fit": {"num_steps": fitted.num_steps, "mean_error": fitted.mean_error, "cost_model": cost_dict(fitted.cost)},
+        "a": {"load": load_a, "prompt_len": prompts_a, "output_len": answers_a, "probes": run_a.probes, "measured": run_a.figures()},
+        "b": {"load": load_b, "prompt_len": prompts_b, "output_len": answers_b, "seed": made["seed"], "rate": load_b * full},
+        "fit": {"num_steps": fitted.num_steps, "mean_error": fitted.mean_error, "cost_model": cost_dict(cost)},
+        "predicted_at_speed": {s: predicted(engine, cost, list(parts_of(b)), [now * s] * PARTS) for s in SPEEDS},
         "predicted_at": time.strftime("%Y-%m-%d %H:%M:%S"),
     }  # fmt: skip
     path = out / f"pair{number}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")  # the prediction stands before the run begins
 
-    trace_b = engine.record(b)
-    start_b = engine.start
-    record["run_b_began_after"] = record["predicted_at"]
-    record["b"]["measured"] = figures_of_trace(trace_b, b, start_b)
-    record["probe"]["after_b"] = engine.probe()
-    for name, trace, requests in (("a", trace_a, a), ("b", trace_b, b)):
-        both = replay(trace, requests)
-        record[name]["steps"] = len(both.recorded)
-        record[name]["first_batch_that_differs"] = both.first_difference
-        trace.save(out / f"pair{number}{name}.jsonl.gz")
+    run_b = Recorded.make(engine, b)
+    speeds = [speed / speed_a for speed in run_b.speeds]
+    record["b"]["probes"] = run_b.probes
+    record["b"]["speed"] = statistics.fmean(speeds)
+    record["b"]["load"] = load_b * record["b"]["speed"] / now
+    record["b"]["predicted"] = predicted(engine, cost, run_b.requests, speeds)
+    record["b"]["measured"] = run_b.figures()
+    for name, run in (("a", run_a), ("b", run_b)):
+        record[name]["steps"] = sum(len(trace.steps) for trace in run.traces)
+        record[name]["differs"] = first_difference(run)
+        for part, trace in enumerate(run.traces):
+            trace.save(out / f"pair{number}{name}{part}.jsonl.gz")
     path.write_text(json.dumps(record, indent=1) + "\n")
     for name in FIGURES:
-        p, m = predicted[name], record["b"]["measured"][name]
+        p, m = record["b"]["predicted"][name], record["b"]["measured"][name]
         print(f"pair {number} {name}: predicted {p:.5g}, measured {m:.5g}, {100 * (p / m - 1):+.1f}%")
     print(
-        f"  probes {record['probe']}; batches differ at {record['a']['first_batch_that_differs']}, {record['b']['first_batch_that_differs']}"
+        f"  speed {record['b']['speed']:.3f}, load {record['b']['load']:.2f}; batches differ at {record['a']['differs']}, {record['b']['differs']}",
+        flush=True,
     )
+
+
+def first_difference(run: Recorded) -> str | None:
+    """Where the batches of a repetition in virtual time differ from the recorded ones."""
+    for number, (trace, requests) in enumerate(zip(run.traces, run.requests, strict=True)):
+        if (place := replay(trace, requests).first_difference) is not None:
+            return f"step {place} of part {number}"
+    return None
 
 
 def report(folders: list[Path]) -> None:
@@ -256,7 +341,8 @@ def report(folders: list[Path]) -> None:
         "# The simulator's predictions beside what was then measured",
         "",
         "`python benchmarks/sim_fidelity.py`; its head says what a pair is. Each cell: predicted / measured (error). Times in ms, throughput in",
-        "output tokens a second. The last column: the recorded step times of runs A and B repeated in virtual time, batches compared row by row.",
+        "output tokens a second. Speed: what the probe took during B over during A. The last column: the recorded step times of runs A and B",
+        "repeated in virtual time, batches compared row by row.",
         "",
     ]
     found: dict[str, Any] = {}
@@ -264,7 +350,7 @@ def report(folders: list[Path]) -> None:
         records = [json.loads(path.read_text()) for path in sorted(folder.glob("pair*.json"))]
         records = [r for r in records if "measured" in r["b"]]
         for record in records:
-            for name in ("noise",):
+            for name in ("noise", "noise_of_size"):
                 record["fit"]["cost_model"].pop(name, None)
         errors = {n: [r["b"]["predicted"][n] / r["b"]["measured"][n] - 1 for r in records] for n in FIGURES}
         medians = {name: statistics.median(abs(e) for e in values) for name, values in errors.items()}
@@ -284,9 +370,7 @@ def _table(
         "",
         f"{first['predicted_at'][:10]}, {first['num_reqs']:,} reqs a run{first.get('note', '')}.",
         "",
-        "| pair | load A, B | "
-        + " | ".join(FIGURES)
-        + " | probe before B / around A | batches repeated, A and B |",
+        "| pair | load A, B | " + " | ".join(FIGURES) + " | speed | batches repeated, A and B |",
         "| --- | --- |" + " --- |" * (len(FIGURES) + 2),
     ]
     for place, r in enumerate(records):
@@ -294,16 +378,12 @@ def _table(
             f"{_shown(name, r['b']['predicted'][name])} / {_shown(name, r['b']['measured'][name])} ({100 * errors[name][place]:+.1f}%)"
             for name in FIGURES
         ]
-        probes = r["probe"]
-        scale = probes["before_b"] / ((probes["before_a"] + probes["after_a"]) / 2)
         same = ", ".join(
-            f"all {r[x]['steps']:,} the same" if r[x]["first_batch_that_differs"] is None
-            else f"differ at {r[x]['first_batch_that_differs']} of {r[x]['steps']:,}"
+            f"all {r[x]['steps']:,} the same" if r[x]["differs"] is None else f"differ at {r[x]['differs']}"
             for x in "ab"
-        )  # fmt: skip
-        lines.append(
-            f"| {r['pair']} | {r['a']['load']}, {r['b']['load']} | {' | '.join(cells)} | {scale:.3f} | {same} |"
         )
+        loads = f"{r['a']['load']}, {r['b']['load']:.2f}"
+        lines.append(f"| {r['pair']} | {loads} | {' | '.join(cells)} | {r['b']['speed']:.3f} | {same} |")
     cells = [f"**{100 * medians[name]:.1f}%** (limit {100 * LIMITS[name]:.0f}%)" for name in FIGURES]
     return [*lines, f"| median of \\|error\\| | | {' | '.join(cells)} | | |", ""]
 
@@ -330,7 +410,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pair", type=int, choices=range(1, 6))
+    parser.add_argument("--pair", type=int, choices=range(1, 6), nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--device", choices=tuple(ON), default="cpu")
     parser.add_argument("--num-reqs", type=int, default=1000)
     parser.add_argument("--out", type=Path, default=Path("build/fidelity"))
@@ -338,8 +418,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.report is not None:
         report(args.report)
-    else:
-        run_pair(args.device, args.pair, args.num_reqs, args.out)
+        return
+    args.out.mkdir(parents=True, exist_ok=True)
+    engine = Engine(args.device)
+    for number in args.pair:
+        run_pair(engine, args.device, number, args.num_reqs, args.out)
 
 
 if __name__ == "__main__":

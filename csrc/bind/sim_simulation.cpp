@@ -149,6 +149,7 @@ void register_cost_model(py::module_& m) {
     return from_keywords<CostModel>("CostModel", py::type(cost), given);
   }));
   cost.def_readwrite("step", &CostModel::step)
+      .def_readwrite("from_idle", &CostModel::from_idle)
       .def_readwrite("row", &CostModel::row)
       .def_readwrite("chunk_row", &CostModel::chunk_row)
       .def_readwrite("sampled", &CostModel::sampled)
@@ -165,6 +166,7 @@ void register_cost_model(py::module_& m) {
       .def_readwrite("window", &CostModel::window)
       .def_readwrite("windowed_share", &CostModel::windowed_share)
       .def_readwrite("noise", &CostModel::noise)
+      .def_readwrite("noise_of_size", &CostModel::noise_of_size)
       .def(
           "device_ns",
           [](const CostModel& self, int64_t rows, int64_t chunk_rows, int64_t tokens,

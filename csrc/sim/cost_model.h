@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -14,8 +15,10 @@ namespace stoker::sim {
 
 // All in nanoseconds.
 struct CostModel {
-  double step = 1e6;       // any step: launches, sampler, what does not depend on the batch
-  double row = 0;          // each row
+  double step = 1e6;  // any step: launches, sampler, what does not depend on the batch
+  double from_idle =
+      0;           // a step launched while none is in flight, besides: wake-ups, its own launch
+  double row = 0;  // each row
   double chunk_row = 0;    // each row of more than one token, besides
   double sampled = 0;      // each output row
   double weights = 0;      // reading the weights: linear layers take at least this
@@ -30,9 +33,15 @@ struct CostModel {
   double host_after = 0;   // on the host: take a result back
   int32_t window = 0;      // sliding window of a share of the layers; 0: none
   double windowed_share = 0;
-  // Quantiles of (time measured / time modelled), evenly spaced from 0 to 1: one is drawn a step.
-  // Empty: a step takes what the model says.
+  // Ratios (time measured / time modelled), equally likely: one is drawn a step. Empty: a step
+  // takes what the model says.
   std::vector<double> noise;
+  // The same for steps of one size, where enough were measured: what the formula misses of them is
+  // in their ratios. By size_class(); an empty one stands for `noise`.
+  std::vector<std::vector<double>> noise_of_size;
+
+  // Twice the bit width of the tokens, and one more where a chunk is among the rows.
+  static size_t size_class(const StepWork& w);
 
   double device(const StepWork& w) const {
     const double linear =
@@ -43,8 +52,9 @@ struct CostModel {
                         chunk_row * static_cast<double>(w.chunk_rows) +
                         chunk_token * static_cast<double>(w.chunk_tokens) +
                         sampled * static_cast<double>(w.sampled);
-    const double compute = (w.tokens > 0 ? step : 0.0) + linear + attention + rows +
-                           device_copy * static_cast<double>(w.device_copies);
+    const double compute = (w.tokens > 0 ? step : 0.0) +
+                           from_idle * static_cast<double>(w.from_idle) + linear + attention +
+                           rows + device_copy * static_cast<double>(w.device_copies);
     return std::max(compute, host_copy * static_cast<double>(w.host_copies));
   }
 

@@ -56,6 +56,7 @@ void SimulatedExecutor::launch(const BatchBuffer& batch) {
     end = std::max(start, recorded_[static_cast<size_t>(id) - 1].collected);
   } else {
     work_ = count_work(batch, cost_.window, cost_.windowed_share);
+    work_.from_idle = flights_.empty() ? 1 : 0;
     end = start + whole(slowness_ * static_cast<double>(
                                         cost_.time(work_, mix(seed_ ^ static_cast<uint64_t>(id)))));
   }

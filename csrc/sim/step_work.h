@@ -1,4 +1,5 @@
-// What one step has to do, counted from its batch: what every cost model is a function of.
+// What one step has to do, counted from its batch (all but from_idle): what every cost model is a
+// function of.
 #pragma once
 
 #include <cstdint>
@@ -16,6 +17,7 @@ struct StepWork {
   double decode_kv = 0;      // KV positions that one-token rows read
   double chunk_kv = 0;       // KV positions that chunk rows read, each once a row
   double scores = 0;         // (query, key) pairs of chunk rows
+  int64_t from_idle = 0;     // 1: nothing was in flight when it was launched
   int64_t device_copies = 0,
           host_copies = 0;  // blocks moved inside the device; to or from the host
 };

@@ -66,6 +66,7 @@ class CostModel:
 
     def __init__(self, **fields: Any) -> None: ...
     step: float
+    from_idle: float
     row: float
     chunk_row: float
     sampled: float
@@ -82,6 +83,7 @@ class CostModel:
     window: int
     windowed_share: float
     noise: list[float]
+    noise_of_size: list[list[float]]
     def device_ns(
         self,
         *,
