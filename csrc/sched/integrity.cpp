@@ -48,7 +48,7 @@ void Scheduler::check_moves() const {
     for (const ReqPtr& req : reqs_) {
       if (!req) continue;
       const bool swaps = req->state == ReqState::swapping_out || req->state == ReqState::swapped ||
-                         (req->state == ReqState::swapping_in && req->move != 0);
+                         req->state == ReqState::swapping_in;
       if (!swaps && !req->host_tables[g].empty())
         throw InternalError("req '" + req->rid + "' is not swapped but holds host blocks");
       for (const BlockId block : req->host_tables[g]) {

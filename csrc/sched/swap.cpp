@@ -1,8 +1,8 @@
 // KV on its way to host memory and back. A req that is swapped out gives its device blocks and its
 // seat up at once; the copies are ordered after the last step that writes it, and both ends of a
 // copy are kept until its ticket is back. Coming back it takes device blocks and has a seat
-// reserved, runs no row until the last ticket is back, and keeps its host blocks until then: so it
-// can turn round.
+// reserved, runs no row until the last ticket is back, and keeps its host blocks until it runs: so
+// it can turn round up to then, whatever the prefix cache has lost meanwhile.
 #include <algorithm>
 
 #include "base/check.h"
@@ -40,9 +40,6 @@ int32_t Scheduler::shared_head(const Req& req) const {
 bool Scheduler::swap_is_better(const Req& req, int32_t shared) {
   // What a window has left behind cannot be published after the way back: not both, then.
   if (any_window_ && prefix_) return false;
-  // Where prefills and decodes go apart, one random workload in some 10^4 still reads a wrong block
-  // after the way back (seeds 9202682, 9005834): there the victim is retracted.
-  if (config_.batching == Batching::prefill_first) return false;
   if (req.forked_in > 0 && req.forked_in + 1 == next_batch_)
     return false;  // a block is being copied
   int64_t count = 0;
@@ -98,6 +95,8 @@ void Scheduler::swap_out(Req& req, int32_t shared) {
   Move& move = begin_move(Move::Kind::out, req);
   req.move = move.id;
   req.swap_from = shared;
+  // A fork's last block was copied by the step after the fork, which need not have a row of it.
+  const BatchId written_by = std::max(req.last_step, req.forked_in + 1);
   for (GroupId g = 0; g < num_groups_; ++g) {
     const auto i = static_cast<size_t>(g);
     const auto& table = req.tables[i];
@@ -111,7 +110,7 @@ void Scheduler::swap_out(Req& req, int32_t shared) {
       }
       host[k] = host_pools_[i].allocate(req.id);
       at_.moves[at_.transfers++] =
-          transfer(move, g, Tier::device, table[k], Tier::host, host[k], req.last_step);
+          transfer(move, g, Tier::device, table[k], Tier::host, host[k], written_by);
     }
   }
   req.account.swapped_blocks += move.missing;
@@ -259,6 +258,7 @@ void Scheduler::resume_arrived() {
     }
     ++tenants_[static_cast<size_t>(req.tenant_index)].running;  // stays one of its tenant's
     leave_arriving(req);
+    release_host(req);
     count_siblings(req, 1);
     check(req.known_ahead == req.known() && req.rows_in_flight == 0, "a swapped req is at rest");
     req.state = ReqState::running;
@@ -310,7 +310,6 @@ void Scheduler::end_move(Move& move) {
   if (req == nullptr || req->move != move.id) return;  // ended, or turned round
   req->move = 0;
   if (kind == Move::Kind::out) req->state = ReqState::swapped;
-  if (kind == Move::Kind::in) release_host(*req);
 }
 
 }  // namespace stoker

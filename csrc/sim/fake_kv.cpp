@@ -26,6 +26,7 @@ FakeKv::FakeKv(std::vector<FakeGroup> groups, int32_t num_seats, int32_t max_blo
     const auto slots = static_cast<size_t>(g.num_blocks) * static_cast<size_t>(g.block_size);
     device_.emplace_back(slots);
     written_in_.emplace_back(slots, 0);
+    copied_in_.emplace_back(static_cast<size_t>(g.num_blocks), 0);
     host_.emplace_back(static_cast<size_t>(g.num_host_blocks) * static_cast<size_t>(g.block_size));
     tables_.emplace_back(static_cast<size_t>(num_seats_) * static_cast<size_t>(max_blocks_per_req_),
                          kNullBlock);
@@ -160,6 +161,9 @@ void FakeKv::begin_transfer(const Transfer& t) {
     return;
   }
   if (t.after_step >= batch_id_) violate("transfer after a step to come", what);
+  if (t.source_tier == 0 && t.destination_tier != 0 &&
+      copied_in_[static_cast<size_t>(t.group)][static_cast<size_t>(t.source_block)] > t.after_step)
+    violate("copy before the step that copies its source", what);
   for (const Pending& p : pending_) {
     const bool from_its_destination = p.transfer.group == t.group &&
                                       p.transfer.destination_tier == t.source_tier &&
@@ -185,6 +189,11 @@ void FakeKv::copy(const Transfer& t) {
   const FakeSlot* source = block(t.group, t.source_tier, t.source_block);
   FakeSlot* destination = block(t.group, t.destination_tier, t.destination_block);
   std::copy_n(source, group(t.group).block_size, destination);
+  if (t.destination_tier == 0) {
+    BatchId& copied =
+        copied_in_[static_cast<size_t>(t.group)][static_cast<size_t>(t.destination_block)];
+    copied = t.source_tier == 0 ? batch_id_ : 0;  // of a copy between tiers the ticket tells
+  }
   finished_.push_back(t.ticket);
 }
 

@@ -13,7 +13,7 @@ why a blocks 3 0 1                       reason code, needed, free, evictable
 blocks free=3 used=5                     counts of the pool
 host free=3 used=5                       the same of the host pool
 cached a 8                               tokens that a found in the prefix cache
-moves 2                                  copies that the newest step asks for; they are done when it comes back
+moves 2 after=4                          copies that the newest step asks for, after which step; done when it comes back
 twice a 0                                tokens of a that were computed again
 rates 1000 0.5                           ns a token, ns a byte
 now 100 | pause | drain | resume | flush
@@ -53,6 +53,7 @@ class Script:
         self.s: Any = None
         self.reqs: dict[str, Req] = {}
         self.flight: list[tuple[int, list[str], list[int]]] = []
+        self.after: list[int] = []
         self.now = 0
 
     def do_config(self, *words: str) -> None:
@@ -88,9 +89,10 @@ class Script:
         assert [f"{r}:{n}" for r, n in zip(rids, counts, strict=True)] == list(rows)
         seats = dict(zip(batch.row_seat.tolist(), rids, strict=True))
         sampled = [
-            seats[x] for x, k in zip(batch.out_seat.tolist(), batch.out_kind.tolist(), strict=True) if k == 0
+            seats.get(x, "fork") for x, k in zip(batch.out_seat.tolist(), batch.out_kind.tolist(), strict=True) if k == 0
         ]
         self.flight.append((batch.batch_id, sampled, batch.transfers["ticket"].tolist()))
+        self.after = batch.transfers["after_step"].tolist()
 
     def do_idle(self) -> None:
         assert self.s.schedule(now=self.now) is None
@@ -137,8 +139,10 @@ class Script:
         for name, want in options(list(words)).items():
             assert getattr(counts, name) == want, (name, getattr(counts, name))
 
-    def do_moves(self, count: str) -> None:
+    def do_moves(self, count: str, *words: str) -> None:
         assert len(self.flight[-1][2]) == int(count)
+        for step in options(list(words)).values():
+            assert self.after == [step] * int(count), self.after
 
     def do_twice(self, rid: str, tokens: str) -> None:
         assert self.reqs[rid].account.tokens_computed_twice == int(tokens)
