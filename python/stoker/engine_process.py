@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import zmq
 
-from stoker.engine.output import EngineOutput, EngineStats, TokenLogprobs
+from stoker.engine.output import EngineOutput, EngineStats, StepNews, TokenLogprobs
 from stoker.sampling_params import SamplingParams
 from stoker.server import messages as m
 from stoker.server.sockets import engine_address
@@ -49,10 +49,12 @@ class DrivenEngine(Protocol):
         cache_salt: str | None = None,
         tenant: str | None = None,
         pool: bool = False,
+        stream: bool = True,
+        ticket: int | None = None,
     ) -> None: ...
     def abort(self, rid: str, index: int | None = None) -> None: ...
     def start(self) -> None: ...
-    def wait(self, timeout: float) -> list[EngineOutput]: ...
+    def wait_step(self, timeout: float) -> StepNews: ...
     def stats(self) -> EngineStats: ...
     def look(
         self, rid: str = "", *, max_waiting: int = 256, timeout: float = 1.0
@@ -91,9 +93,9 @@ class EngineProcess:
         try:
             self._engine.start()
             while not self._stopping.is_set():
-                outputs = self._engine.wait(1.0)
-                if outputs:
-                    self._send(outputs, out)
+                news = self._engine.wait_step(1.0)
+                if news.tokens or news.outputs:
+                    self._send(news, out)
                 elif failure := self._engine.failure:
                     # Every request has been told; a new process can go on where this one cannot.
                     raise SystemExit(f"stoker: the engine stopped for good: {failure}")
@@ -119,10 +121,18 @@ class EngineProcess:
 
     # --- out ------------------------------------------------------------------------------------------------------------
 
-    def _send(self, outputs: list[EngineOutput], out: dict[int, zmq.Socket[bytes]]) -> None:
-        by_worker: dict[int, list[m.News]] = {}
+    def _send(self, news: StepNews, out: dict[int, zmq.Socket[bytes]]) -> None:
         with self._lock:
-            for output in outputs:
+            steps = {worker: m.Step([], [], []) for worker in self._addresses}
+            if len(steps) == 1:
+                (step,) = steps.values()
+                step.tickets, step.tokens = news.tickets, news.tokens
+            else:
+                for ticket, token in zip(news.tickets, news.tokens, strict=True):
+                    if (found := steps.get(m.worker_of(ticket))) is not None:
+                        found.tickets.append(ticket)
+                        found.tokens.append(token)
+            for output in news.outputs:
                 owner = self._owners.get(output.rid)
                 if owner is None:
                     continue  # its worker is gone
@@ -132,13 +142,16 @@ class EngineProcess:
                         self._owners[output.rid] = (worker, left - 1)
                     else:
                         del self._owners[output.rid]
-                by_worker.setdefault(worker, []).append(_news(output))
-            addresses = {worker: self._addresses[worker] for worker in by_worker if worker in self._addresses}
-        for worker, address in addresses.items():
+                if worker in steps:
+                    steps[worker].news.append(_news(output))
+            addresses = dict(self._addresses)
+        for worker, step in steps.items():
+            if not step.tokens and not step.news:
+                continue
             socket = out.get(worker)
             if socket is None:
-                socket = out[worker] = self._connect(address)
-            socket.send(m.encode(m.Step(by_worker[worker])))
+                socket = out[worker] = self._connect(addresses[worker])
+            socket.send(m.encode(step))
 
     def _connect(self, address: str) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.PUSH)
@@ -231,6 +244,8 @@ class EngineProcess:
                     cache_salt=message.cache_salt,
                     tenant=message.tenant,
                     pool=message.pool,
+                    stream=message.stream,
+                    ticket=message.ticket,
                 )
                 self._reply(message.worker, m.Accepted(message.rid), replies)
             except BaseException:

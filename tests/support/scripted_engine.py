@@ -12,7 +12,7 @@ from typing import Any
 from stoker._core.loop import EngineLoop
 from stoker._core.sim import FakeGroup, ScriptedExecutor
 from stoker.engine.answers import Answers
-from stoker.engine.output import EngineOutput, EngineStats
+from stoker.engine.output import EngineOutput, EngineStats, StepNews
 from stoker.sampling_params import SamplingParams
 from stoker.scheduler import Req, SchedulerConfig
 
@@ -74,14 +74,16 @@ class ScriptedEngine:
         cache_salt: str | None = None,
         tenant: str | None = None,
         pool: bool = False,
+        stream: bool = True,
+        ticket: int | None = None,
     ) -> None:
         req = Req(rid, list(prompt_token_ids), params, priority=priority, cache_salt=cache_salt or "")
         with self._lock:
-            self._answers.add(rid, self.loop.add(req), prompt_token_ids, params)
+            self._answers.add(rid, self.loop.add(req, stream=stream), prompt_token_ids, params, ticket)
 
     def abort(self, rid: str, index: int | None = None) -> None:
         with self._lock:
-            keys = self._answers.keys(rid, index)
+            keys = self._answers.to_abort(rid, index)
         for key in keys:
             self.loop.abort(key)
 
@@ -103,6 +105,11 @@ class ScriptedEngine:
         outputs = self.loop.wait(timeout)
         with self._lock:
             return self._answers.news(outputs) if outputs else []
+
+    def wait_step(self, timeout: float) -> StepNews:
+        outputs = self.loop.wait(timeout)
+        with self._lock:
+            return self._answers.step_news(outputs) if outputs else StepNews([], [], [])
 
     def stats(self) -> EngineStats:
         s = self.loop.stats()

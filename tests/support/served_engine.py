@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from stoker.engine.output import EngineOutput, EngineStats, TokenLogprobs
+from stoker.engine.output import EngineOutput, EngineStats, StepNews, TokenLogprobs
 from stoker.sampling_params import SamplingParams
 
 VOCAB = 2000
@@ -65,6 +65,8 @@ class FakeEngine:
         cache_salt: str | None = None,
         tenant: str | None = None,
         pool: bool = False,
+        stream: bool = True,
+        ticket: int | None = None,
     ) -> None:
         prompt = list(prompt_token_ids)
         wrong = [t for t in (*params.stop_token_ids, *(params.logit_bias or {})) if t >= VOCAB]
@@ -91,11 +93,11 @@ class FakeEngine:
     def start(self) -> None:
         self._thread.start()
 
-    def wait(self, timeout: float) -> list[EngineOutput]:
+    def wait_step(self, timeout: float) -> StepNews:
         with self._lock:
             self._lock.wait_for(lambda: self._news or self._closed or self.failure, timeout)
             news, self._news = self._news, []
-            return news
+            return StepNews([], [], news)
 
     def stats(self) -> EngineStats:
         with self._lock:

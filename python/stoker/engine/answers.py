@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from stoker.engine.output import EngineOutput, TokenLogprobs
+from stoker.engine.output import EngineOutput, StepNews, TokenLogprobs
 
 if TYPE_CHECKING:
     from stoker.sampling_params import SamplingParams
@@ -34,6 +34,7 @@ class Answers:
     def __init__(self) -> None:
         self._by_key: dict[int, Answer] = {}
         self._keys: dict[str, list[int]] = {}
+        self._tickets: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -41,8 +42,13 @@ class Answers:
     def __contains__(self, rid: str) -> bool:
         return rid in self._keys
 
-    def add(self, rid: str, key: int, prompt: Sequence[int], params: SamplingParams) -> None:
-        """A request whose n answers have the keys `key`, `key + 1`, ..."""
+    def add(
+        self, rid: str, key: int, prompt: Sequence[int], params: SamplingParams, ticket: int | None = None
+    ) -> None:
+        """A request whose n answers have the keys `key`, `key + 1`, ..., and the tickets `ticket`, `ticket + 1`, ... for
+        `step_news`."""
+        if ticket is not None and params.logprobs is None and params.prompt_logprobs is None:
+            self._tickets.update((key + index, ticket + index) for index in range(params.n))
         self._keys[rid] = list(range(key, key + params.n))
         stops = frozenset(params.stop_token_ids or ())
         for index in range(params.n):
@@ -61,13 +67,37 @@ class Answers:
         wanted = keys if index is None else keys[index : index + 1]
         return [key for key in wanted if key in self._by_key]
 
-    def news(self, outputs: Any) -> list[EngineOutput]:
-        """What `_core.loop.Outputs` holds, in the order of first mention."""
+    def to_abort(self, rid: str, index: int | None) -> list[int]:
+        """`keys`, for aborting them: from now on none of their tokens is a bare one, so that a ticket may be used again."""
+        keys = self.keys(rid, index)
+        for key in keys:
+            self._tickets.pop(key, None)
+        return keys
+
+    def step_news(self, outputs: Any) -> StepNews:
+        """What `_core.loop.Outputs` holds, the bare tokens of answers with a ticket apart."""
+        keys, tokens = outputs.token_keys.tolist(), outputs.tokens.tolist()
+        whole = set(outputs.end_keys.tolist())  # what comes with an end stays with it
+        news, bare = StepNews([], [], []), self._tickets
+        others = []
+        for place, key in enumerate(keys):
+            ticket = bare.get(key)
+            if ticket is None or key in whole:
+                others.append(place)
+            else:
+                news.tickets.append(ticket)
+                news.tokens.append(tokens[place])
+        if others or whole or outputs.num_scores or outputs.num_pooled:
+            news.outputs = self.news(outputs, others)
+        return news
+
+    def news(self, outputs: Any, places: Sequence[int] | None = None) -> list[EngineOutput]:
+        """What `_core.loop.Outputs` holds, in the order of first mention; of its tokens those at `places` (None: all)."""
         made: dict[int, EngineOutput] = {}
         if outputs.num_scores:
             self._take_scores(outputs)
         if outputs.num_tokens:
-            self._take_tokens(outputs, made)
+            self._take_tokens(outputs, made, range(outputs.num_tokens) if places is None else places)
         if outputs.num_pooled:
             vectors = outputs.pooled.reshape(-1, outputs.pooled_width)
             for key, vector in zip(outputs.pooled_keys.tolist(), vectors, strict=True):
@@ -112,21 +142,21 @@ class Answers:
                 output.new_logprobs = []
         return output
 
-    def _take_tokens(self, outputs: Any, made: dict[int, EngineOutput]) -> None:
+    def _take_tokens(self, outputs: Any, made: dict[int, EngineOutput], places: Sequence[int]) -> None:
         keys, tokens = outputs.token_keys.tolist(), outputs.tokens.tolist()
         indptr = outputs.logprob_indptr.tolist()
         if not indptr:
-            for key, token in zip(keys, tokens, strict=True):
-                output = made.get(key) or self._of(key, made)
+            for i in places:
+                output = made.get(keys[i]) or self._of(keys[i], made)
                 if output is not None:
-                    output.new_token_ids.append(token)
+                    output.new_token_ids.append(tokens[i])
             return
         ids, values = outputs.logprob_ids.tolist(), outputs.logprobs.tolist()
         ranks = outputs.logprob_ranks.tolist()
-        for i, (key, token) in enumerate(zip(keys, tokens, strict=True)):
-            output = self._of(key, made)
+        for i in places:
+            output = self._of(keys[i], made)
             if output is not None:
-                output.new_token_ids.append(token)
+                output.new_token_ids.append(tokens[i])
                 if output.new_logprobs is not None:
                     part = slice(indptr[i], indptr[i + 1])
                     output.new_logprobs.append(TokenLogprobs(ids[part], values[part], ranks[i]))
@@ -150,6 +180,7 @@ class Answers:
             if output is None:
                 continue
             answer = self._by_key.pop(key)
+            self._tickets.pop(key, None)
             output.finish_reason = FINISH_REASONS[reason]
             output.stop_reason = stop if stop in answer.stop_token_ids else None
             output.num_cached_tokens, output.num_preemptions = cached, preemptions

@@ -18,7 +18,7 @@ from stoker.config import EngineConfig, GenerationConfig, ModelConfig
 from stoker.engine.answers import Answers
 from stoker.engine.build import Parts, build
 from stoker.engine.grammars import Grammars
-from stoker.engine.output import EngineOutput, EngineStats
+from stoker.engine.output import EngineOutput, EngineStats, StepNews
 from stoker.scheduler import KVGroup, Req, SchedulerConfig
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ class Engine:
         tenant: str | None = None,
         pool: bool = False,
         stream: bool = True,
+        ticket: int | None = None,
     ) -> None:
         """Puts a request in the inbox and returns at once.
 
@@ -108,7 +109,7 @@ class Engine:
         `params.max_tokens=None` means as far as the model's length allows. `params.stop` (strings) is not
         looked at here: whoever holds the text calls `abort` when it sees one. With `pool` nothing is sampled: the
         answer is its last token's hidden row (EngineOutput.pooled). With `stream=False` its tokens come all at
-        once, with its end.
+        once, with its end. `ticket` is what `wait_step` calls its first answer by, ticket + 1 the second.
         """
         prompt = self._checked_prompt(prompt_token_ids)
         if params.n > self.max_num_seqs:
@@ -135,7 +136,7 @@ class Engine:
                     raise ValueError("the engine is closed")
                 if rid in self._answers:
                     raise ValueError(f"rid {rid!r} is still running; a rid must be new")
-                self._answers.add(rid, self.loop.add(req, stream=stream), prompt_token_ids, params)
+                self._answers.add(rid, self.loop.add(req, stream=stream), prompt_token_ids, params, ticket)
         except BaseException:
             self._grammars.close(grammar)
             raise
@@ -196,7 +197,7 @@ class Engine:
         Any thread.
         """
         with self._lock:
-            keys = self._answers.keys(rid, index)
+            keys = self._answers.to_abort(rid, index)
         for key in keys:
             self.loop.abort(key)
 
@@ -222,6 +223,14 @@ class Engine:
     def wait(self, timeout: float) -> list[EngineOutput]:
         """What is new, waiting at most `timeout` seconds (without the GIL) for something to come."""
         return self._news(self.loop.wait(timeout))
+
+    def wait_step(self, timeout: float) -> StepNews:
+        """As `wait`, the bare tokens of requests with a ticket apart."""
+        outputs = self.loop.wait(timeout)
+        if not outputs:
+            return StepNews([], [], [])
+        with self._lock:
+            return self._answers.step_news(outputs)
 
     def _news(self, outputs: Any) -> list[EngineOutput]:
         if not outputs:

@@ -49,6 +49,18 @@ class EngineOutput:
     finished_time: float = 0.0
 
 
+@dataclass(slots=True)
+class StepNews:
+    """All news since the last look, for who passes them on: most of it is bare tokens, which stay flat lists.
+
+    `tokens[i]` is the next one of the answer with ticket `tickets[i]`; `outputs` have everything else, the end of an
+    answer with the tokens that came with it."""
+
+    tickets: list[int]
+    tokens: list[int]
+    outputs: list[EngineOutput]
+
+
 @dataclass(frozen=True, slots=True)
 class EngineStats:
     """A look at the engine, for progress bars and live views."""

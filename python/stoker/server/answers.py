@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+
+from fastapi import Request
 
 from stoker.sampling_params import SamplingParams
 from stoker.server import messages as m
 from stoker.server.engine_client import EngineClient, EngineDeadError, RefusedError, Stream
 from stoker.server.errors import ApiError
 from stoker.server.metrics import Metrics, Pace
+from stoker.server.sse import TextFrames, json_text
 from stoker.structured_outputs import is_refusal
 from stoker.text import AnswerText, Tokenizer
 
@@ -40,7 +43,7 @@ class Answer:
 
 
 class Answers:
-    """All answers of one prompt. Iterate `deltas()`, or `await whole()`."""
+    """All answers of one prompt: `listen` to them, or `await whole()`."""
 
     def __init__(
         self,
@@ -50,6 +53,7 @@ class Answers:
         prompt: Sequence[int],
         params: SamplingParams,
         metrics: Metrics,
+        pieces: Pieces,
         timeout: float | None = None,
     ) -> None:
         self._client = client
@@ -63,6 +67,7 @@ class Answers:
             self._timer = asyncio.get_running_loop().call_later(timeout, self._time_is_over)
         self.ended = [False] * params.n
         self._metrics = metrics
+        self._pieces = pieces
         self._paces = [Pace(metrics) for _ in range(params.n)]
         self._texts = [
             AnswerText(
@@ -82,27 +87,9 @@ class Answers:
         self.accounts: list[m.Account] = []
         self.finish_reasons: list[str] = []
 
-    async def deltas(self) -> AsyncIterator[Delta]:
-        """What comes, as it comes. Raises ApiError for a refused or failed request and for an engine that died."""
-        try:
-            await self.accepted()
-            async for batch in self._stream.batches():
-                for news in batch:
-                    delta = self._take(news)
-                    if delta is not None and delta.finish_reason == "error":
-                        raise _failed(delta)
-                    if delta is not None:
-                        yield delta
-                if all(self.ended):
-                    return
-        except EngineDeadError as error:
-            raise ApiError(503, f"the engine stopped: {error}", retry_after=1) from None
-        finally:
-            self.close()
-
     def listen(self, take: Callable[[Delta], None], end: Callable[[ApiError | None], None]) -> None:
         """Calls `take` with what comes, in the turn in which it comes, and `end` once: with None after the last delta, or with
-        what deltas() would raise."""
+        why the request was refused or failed, or that the engine died."""
 
         def on_news(news: m.News | None, failure: Exception | None) -> None:
             if news is None:
@@ -135,16 +122,34 @@ class Answers:
             self.close()
             raise
 
+    def tap(self, index: int, frames: TextFrames, write: Callable[[bytes], None]) -> None:
+        """The short way for the bare tokens of one answer: each becomes a frame and is written, without a Delta. After
+        `listen`; does nothing where tokens alone do not tell the text (stop strings, tokenizers with context)."""
+        if not self.ended[index] and self._texts[index].whole_characters:
+            self._stream.tap(index, _Tap(self, index, frames, write).take)
+
     async def whole(self) -> list[Answer]:
         """All answers, complete."""
         answers = [Answer() for _ in self._texts]
-        async for delta in self.deltas():
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def take(delta: Delta) -> None:
             answer = answers[delta.index]
             answer.token_ids += delta.token_ids
             if delta.logprobs:
                 answer.logprobs += delta.logprobs
             if delta.finish_reason is not None:
                 answer.finish_reason, answer.stop_reason = delta.finish_reason, delta.stop_reason
+
+        def end(error: ApiError | None) -> None:
+            if not done.done():
+                done.set_result(None) if error is None else done.set_exception(error)
+
+        try:
+            self.listen(take, end)
+            await done
+        finally:
+            self.close()
         if self.timed_out:
             raise ApiError(504, f"the request did not end within {self._timeout:g} s")
         for answer, text in zip(answers, self._texts, strict=True):
@@ -210,13 +215,80 @@ class Answers:
             if not last:
                 self._client.abort(news.rid, index)
         if token_ids:
-            self._paces[index].delivered(len(token_ids))
+            self._paces[index].delivered(len(token_ids), self._client.now)
         self.num_output_tokens += len(token_ids)
         if finish is not None:
             self.ended[index] = True
         if not token_ids and not delta.text and finish is None:
             return None
         return Delta(index, delta.text, token_ids, logprobs, finish, stop_reason, news.message)
+
+
+async def all_whole(request: Request, jobs: Sequence[Answers]) -> list[list[Answer]]:
+    """All answers of all jobs, complete. Ends every job when one fails or when the client goes away."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    work: asyncio.Future[list[list[Answer]]] = asyncio.gather(*(job.whole() for job in jobs))
+    leaving: asyncio.Future[None] = asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait((work, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise ApiError(499, "the client went away")
+        return work.result()
+    finally:
+        leaving.cancel()
+        work.cancel()
+        for job in jobs:
+            job.close()
+
+
+class Pieces(dict[int, bytes | None]):
+    """What a token adds to a JSON string, made when first asked for; None where it is not whole characters."""
+
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
+        super().__init__()
+        self._tokenizer = tokenizer
+        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset[int]()
+
+    def __missing__(self, token: int) -> bytes | None:
+        try:
+            text = "" if token in self._skipped else self._tokenizer.token_bytes(token).decode()
+        except UnicodeDecodeError:
+            self[token] = None
+        else:
+            self[token] = json_text(text)
+        return self[token]
+
+
+class _Tap:
+    """One answer's bare tokens on their way to frames: what a streamed token costs is here."""
+
+    __slots__ = ("_after", "_answers", "_before", "_pace", "_pieces", "_text", "_whole", "_write")
+
+    def __init__(
+        self, answers: Answers, index: int, frames: TextFrames, write: Callable[[bytes], None]
+    ) -> None:
+        self._answers = answers
+        self._pieces = answers._pieces
+        self._text = answers._texts[index]
+        self._whole = True
+        self._pace = answers._paces[index]
+        self._before, self._after = frames.before, frames.after
+        self._write = write
+
+    def take(self, token: int) -> None:
+        piece = self._pieces[token]
+        if piece is None or not self._whole:
+            piece = json_text(self._text.feed((token,)).text)
+            self._whole = self._text.whole_characters
+        answers = self._answers
+        answers.num_output_tokens += 1
+        self._pace.delivered(1, answers._client.now)
+        if piece:
+            self._write(self._before + piece + self._after)
 
 
 def _failed(delta: Delta) -> ApiError:

@@ -4,19 +4,21 @@ events; and /v1/messages/count_tokens."""
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 from fastapi import Request
 from fastapi.responses import Response
 
+from stoker.server.answers import Delta
 from stoker.server.body import read
 from stoker.server.conversation import ChatRun, Conversation, needs_special_tokens, render, start
+from stoker.server.direct import DirectResponse
 from stoker.server.errors import ApiError, bad_request
 from stoker.server.parsers import Piece
 from stoker.server.protocol import Sampling, sampling_params
-from stoker.server.sse import named_frame, stream_response
+from stoker.server.sse import named_frame
 from stoker.server.state import ServerState
 
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "abort": "end_turn", "tool_calls": "tool_use"}
@@ -80,7 +82,7 @@ async def create_message(request: Request, state: ServerState) -> Response:
     run = await start(request, state, state.new_id("msg"), conversation, body, params)
     answer = _Message(model, run)
     if body.stream:
-        return await stream_response(answer.stream(), _error_frame)
+        return answer.stream()
     return Response(msgspec.json.encode(await answer.whole()), media_type="application/json")
 
 
@@ -171,6 +173,8 @@ class _Message:
     def __init__(self, model: str, run: ChatRun) -> None:
         self._run = run
         self._head = {"id": run.rid, "type": "message", "role": "assistant", "model": model}
+        self._index, self._open_kind = -1, ""  # the block that is being streamed
+        self._ended = _stop("stop", None)
 
     def _usage(self) -> dict[str, int]:
         answers = self._run.answers
@@ -198,7 +202,7 @@ class _Message:
             "usage": self._usage(),
         }
 
-    async def stream(self) -> AsyncIterator[bytes]:
+    def stream(self) -> Response:
         """SSE frames with their event names."""
         start: dict[str, Any] = {
             **self._head,
@@ -207,26 +211,42 @@ class _Message:
             "stop_sequence": None,
             "usage": self._usage(),
         }
-        yield named_frame("message_start", {"type": "message_start", "message": start})
-        index, open_kind = -1, ""
-        ended = _stop("stop", None)
-        async for delta, pieces in self._run.pieces():
-            for piece in pieces:
-                kind, field, text = _shown(piece)
-                if piece.call is not None or kind != open_kind:
-                    if open_kind:
-                        yield _event("content_block_stop", index)
-                    index, open_kind = index + 1, kind
-                    yield _event("content_block_start", index, content_block=_block(piece, empty=True))
-                yield _event("content_block_delta", index, delta={"type": _DELTAS[kind], field: text})
-            if delta.finish_reason is not None:
-                ended = _stop(delta.finish_reason, delta.stop_reason)
-        if not open_kind:
-            index = 0
-            yield _event("content_block_start", 0, content_block={"type": "text", "text": ""})
-        yield _event("content_block_stop", index)
-        yield named_frame("message_delta", {"type": "message_delta", "delta": ended, "usage": self._usage()})
-        yield named_frame("message_stop", {"type": "message_stop"})
+        first = named_frame("message_start", {"type": "message_start", "message": start})
+        return DirectResponse(
+            [self._run.answers], self._render, first=first, last=self._last, on_error=_error_frame
+        )
+
+    def _render(self, _: int, delta: Delta) -> bytes:
+        events = []
+        for piece in self._run.pieces_of(delta):
+            kind, field, text = _shown(piece)
+            if piece.call is not None or kind != self._open_kind:
+                events += self._close_block()
+                self._index, self._open_kind = self._index + 1, kind
+                events.append(
+                    _event("content_block_start", self._index, content_block=_block(piece, empty=True))
+                )
+            events.append(
+                _event("content_block_delta", self._index, delta={"type": _DELTAS[kind], field: text})
+            )
+        if delta.finish_reason is not None:
+            self._ended = _stop(delta.finish_reason, delta.stop_reason)
+        return b"".join(events)
+
+    def _close_block(self) -> list[bytes]:
+        return [_event("content_block_stop", self._index)] if self._open_kind else []
+
+    def _last(self) -> bytes:
+        events = self._close_block()
+        if not events:
+            empty = {"type": "text", "text": ""}
+            events = [_event("content_block_start", 0, content_block=empty), _event("content_block_stop", 0)]
+        change = {"type": "message_delta", "delta": self._ended, "usage": self._usage()}
+        events += [
+            named_frame("message_delta", change),
+            named_frame("message_stop", {"type": "message_stop"}),
+        ]
+        return b"".join(events)
 
 
 _DELTAS = {"text": "text_delta", "thinking": "thinking_delta", "tool_use": "input_json_delta"}

@@ -148,19 +148,24 @@ class _Chat:
             extra = {"prompt_token_ids": self._run.prompt.token_ids} if self._body.return_token_ids else {}
             first.append(frame({**head, "choices": [delta], **extra}))
         plain = not (self._body.logprobs or self._body.return_token_ids or "usage" in head)
-        framed = TextFrames(head, _delta(0, {"content": ""}), ("delta", "content")) if plain else None
+
+        def quick(_: int, index: int) -> TextFrames:
+            return TextFrames(head, _delta(index, {"content": ""}), ("delta", "content"))
 
         def last() -> bytes:
             tail = frame({**head, "choices": [], "usage": usage([self._run.answers])}) if with_usage else b""
             return tail + DONE
 
-        def render(delta: Delta) -> bytes:
-            pieces = self._run.pieces_of(delta)
-            if framed is not None and delta.finish_reason is None and delta.index == 0 and _only_text(pieces):
-                return framed.frame(pieces[0].content) if pieces else b""
-            return b"".join(self._frames(head, delta, pieces))
+        def render(_: int, delta: Delta) -> bytes:
+            return b"".join(self._frames(head, delta, self._run.pieces_of(delta)))
 
-        return DirectResponse(self._run.answers, render, first=b"".join(first), last=last)
+        return DirectResponse(
+            [self._run.answers],
+            render,
+            first=b"".join(first),
+            last=last,
+            quick=quick if plain and self._run.is_plain else None,
+        )
 
     def _frames(self, head: dict[str, Any], delta: Delta, pieces: list[Piece]) -> Iterator[bytes]:
         if "usage" in head:
@@ -188,12 +193,6 @@ class _Chat:
         if piece.call is not None:
             delta["tool_calls"] = [piece.call.delta()]
         return delta
-
-
-def _only_text(pieces: list[Piece]) -> bool:
-    return not pieces or (
-        len(pieces) == 1 and pieces[0].call is None and not pieces[0].reasoning and bool(pieces[0].content)
-    )
 
 
 def _delta(

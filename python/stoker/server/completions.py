@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -12,13 +11,13 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from stoker.server import messages as m
-from stoker.server.answers import Answer, Answers, Delta
+from stoker.server.answers import Answer, Answers, Delta, all_whole
 from stoker.server.body import read
 from stoker.server.conversation import truncated
 from stoker.server.direct import DirectResponse
 from stoker.server.errors import bad_request
 from stoker.server.protocol import CompletionRequest, sampling_params
-from stoker.server.sse import DONE, TextFrames, frame, stream_response
+from stoker.server.sse import DONE, TextFrames, frame
 from stoker.server.state import ServerState
 from stoker.text import Tokenizer
 
@@ -62,6 +61,7 @@ async def create_completion(request: Request, state: ServerState) -> Response:
                     priority=body.priority,
                     cache_salt=body.cache_salt,
                     tenant=body.user,
+                    stream=bool(body.stream),
                 )
             )
         for job in jobs:
@@ -71,11 +71,10 @@ async def create_completion(request: Request, state: ServerState) -> Response:
             job.close()
         raise
     completion = _Completion(base, model, body, prompts, jobs, state.tokenizer, params.n, only_prompt)
-    if body.stream and len(jobs) == 1 and not body.echo:
-        return completion.direct()
     if body.stream:
-        return await stream_response(completion.stream())
-    return Response(msgspec.json.encode(await completion.whole()), media_type="application/json")
+        return completion.stream()
+    found = await all_whole(request, jobs)
+    return Response(msgspec.json.encode(completion.whole(found)), media_type="application/json")
 
 
 async def encoded_prompts(
@@ -138,14 +137,8 @@ class _Completion:
         self._only_prompt = only_prompt
         self._offsets = [0] * (n * len(prompts))
 
-    async def whole(self) -> dict[str, Any]:
+    def whole(self, results: list[list[Answer]]) -> dict[str, Any]:
         """The response that does not stream."""
-        try:
-            results = await asyncio.gather(*(job.whole() for job in self._jobs))
-        except BaseException:
-            for job in self._jobs:
-                job.close()
-            raise
         choices = [
             self._choice(job, index * self._n + number, index, answer)
             for index, (job, answers) in enumerate(zip(self._jobs, results, strict=True))
@@ -192,52 +185,38 @@ class _Completion:
         )
         return found
 
-    async def stream(self) -> AsyncIterator[bytes]:
+    def stream(self) -> Response:
         """SSE frames; several prompts come interleaved, as their tokens come."""
-        options = self._body.stream_options
-        if options is not None and options.include_usage and options.continuous_usage_stats:
-            self._head["usage"] = None
-        try:
-            frames = self._frames(0, self._jobs[0]) if len(self._jobs) == 1 else self._interleaved()
-            async for one in frames:
-                yield one
-            if options is not None and options.include_usage:
-                yield frame({**self._head, "choices": [], "usage": self._usage()})
-            yield DONE
-        finally:
-            for job in self._jobs:
-                job.close()
-
-    def direct(self) -> Response:
-        """The same frames of one prompt, without a task in between."""
-        options = self._body.stream_options
+        body, options = self._body, self._body.stream_options
         with_usage = options is not None and options.include_usage
         if options is not None and with_usage and options.continuous_usage_stats:
             self._head["usage"] = None
-        body = self._body
-        plain = body.logprobs is None and not body.return_token_ids and not self._only_prompt
-        framed = TextFrames(self._head, self._shown(0, "")) if plain and "usage" not in self._head else None
+        not_echoed = set(range(len(self._jobs))) if body.echo else set()
+        plain = not (body.echo or body.return_token_ids or self._only_prompt or "usage" in self._head)
 
-        def render(delta: Delta) -> bytes:
-            if framed is not None and delta.finish_reason is None and delta.index == 0:
-                return framed.frame(delta.text)
-            return self._frame(self._delta(0, delta))
+        def render(prompt: int, delta: Delta) -> bytes:
+            echoed = b""
+            if prompt in not_echoed:  # with the first news, because that brings the prompt's logprobs
+                not_echoed.remove(prompt)
+                echoed = self._echo_frames(prompt)
+            return echoed + self._frame(self._delta(prompt, delta))
 
         def last() -> bytes:
             usage = frame({**self._head, "choices": [], "usage": self._usage()}) if with_usage else b""
             return usage + DONE
 
-        return DirectResponse(self._jobs[0], render, last=last)
+        def quick(prompt: int, index: int) -> TextFrames:
+            return TextFrames(self._head, self._shown(prompt * self._n + index, ""))
 
-    async def _frames(self, prompt: int, job: Answers) -> AsyncIterator[bytes]:
-        echoed = not self._body.echo
-        async for delta in job.deltas():
-            if not echoed:  # with the first news, because that brings the prompt's logprobs
-                echoed = True
-                for number in range(prompt * self._n, (prompt + 1) * self._n):
-                    text, ids, entries = self._echoed(job, prompt)
-                    yield self._frame(self._shown(number, text, self._logprobs(number, ids, entries)))
-            yield self._frame(self._delta(prompt, delta))
+        short_way = quick if plain and body.logprobs is None else None
+        return DirectResponse(self._jobs, render, last=last, quick=short_way)
+
+    def _echo_frames(self, prompt: int) -> bytes:
+        frames = []
+        for number in range(prompt * self._n, (prompt + 1) * self._n):
+            text, ids, entries = self._echoed(self._jobs[prompt], prompt)
+            frames.append(self._frame(self._shown(number, text, self._logprobs(number, ids, entries))))
+        return b"".join(frames)
 
     def _delta(self, prompt: int, delta: Delta) -> dict[str, Any]:
         number = prompt * self._n + delta.index
@@ -250,32 +229,6 @@ class _Completion:
         if self._body.return_token_ids:
             choice["token_ids"] = delta.token_ids
         return choice
-
-    async def _interleaved(self) -> AsyncIterator[bytes]:
-        queue: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue()
-
-        async def pump(prompt: int, job: Answers) -> None:
-            try:
-                async for one in self._frames(prompt, job):
-                    queue.put_nowait(one)
-                queue.put_nowait(None)
-            except Exception as error:
-                queue.put_nowait(error)
-
-        tasks = [asyncio.create_task(pump(index, job)) for index, job in enumerate(self._jobs)]
-        try:
-            left = len(tasks)
-            while left:
-                item = await queue.get()
-                if item is None:
-                    left -= 1
-                elif isinstance(item, BaseException):
-                    raise item
-                else:
-                    yield item
-        finally:
-            for task in tasks:
-                task.cancel()
 
     def _frame(self, choice: dict[str, Any]) -> bytes:
         if "usage" in self._head:

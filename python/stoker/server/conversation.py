@@ -4,16 +4,16 @@ checkpoint's template makes the prompt, the request starts, and its answers come
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import Request
 
 from stoker.sampling_params import SamplingParams
-from stoker.server.answers import Answer, Answers, Delta
+from stoker.server.answers import Answer, Answers, Delta, all_whole
 from stoker.server.errors import bad_request
-from stoker.server.parsers import AnswerParser, ForcedCalls, Piece
+from stoker.server.parsers import AnswerParser, ForcedCalls, Piece, PlainText
 from stoker.server.protocol import Sampling
 from stoker.server.settings import Limits
 from stoker.server.state import ServerState
@@ -49,7 +49,15 @@ class Prompt:
 class ChatRun:
     """One chat request under way: its answers, each with its parser."""
 
-    def __init__(self, answers: Answers, parsers: list[AnswerParser], prompt: Prompt, parallel: bool) -> None:
+    def __init__(
+        self,
+        request: Request,
+        answers: Answers,
+        parsers: list[AnswerParser],
+        prompt: Prompt,
+        parallel: bool,
+    ) -> None:
+        self._request = request
         self.answers = answers
         self.prompt = prompt
         self._parsers = parsers
@@ -66,13 +74,14 @@ class ChatRun:
         """How many answers there will be."""
         return len(self._parsers)
 
-    async def pieces(self) -> AsyncIterator[tuple[Delta, list[Piece]]]:
-        """What comes, as it comes, with its pieces; `finish_reason` says tool_calls where an answer ended with one."""
-        async for delta in self.answers.deltas():
-            yield delta, self.pieces_of(delta)
+    @property
+    def is_plain(self) -> bool:
+        """Whether all that comes is content as it stands."""
+        return all(isinstance(parser, PlainText) for parser in self._parsers)
 
     def pieces_of(self, delta: Delta) -> list[Piece]:
-        """The pieces that a delta makes certain; each delta once, in order."""
+        """The pieces that a delta makes certain; each delta once, in order. Its `finish_reason` says tool_calls afterwards
+        where an answer ended with one."""
         parser = self._parsers[delta.index]
         pieces = parser.feed(delta.text)
         if delta.finish_reason is not None:
@@ -85,7 +94,8 @@ class ChatRun:
     async def whole(self) -> list[tuple[Answer, list[Piece]]]:
         """All answers complete, each with its pieces."""
         found = []
-        for index, answer in enumerate(await self.answers.whole()):
+        (answers,) = await all_whole(self._request, [self.answers])
+        for index, answer in enumerate(answers):
             parser = self._parsers[index]
             pieces = self._kept(index, [*parser.feed(answer.text), *parser.finish()])
             if self._called[index] and answer.finish_reason == "stop":
@@ -125,13 +135,14 @@ async def start(
         priority=body.priority,
         cache_salt=body.cache_salt,
         tenant=body.user,
+        stream=bool(body.stream),
     )
     parsers: list[AnswerParser] = [
         ForcedCalls() if forced else state.answer_format.parser(prompt.text, prompt.tool_names)
         for _ in range(params.n)
     ]
     await answers.accepted()
-    return ChatRun(answers, parsers, prompt, conversation.parallel_tool_calls)
+    return ChatRun(request, answers, parsers, prompt, conversation.parallel_tool_calls)
 
 
 def needs_special_tokens(state: ServerState, conversation: Conversation) -> bool:

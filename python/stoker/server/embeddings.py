@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import array
-import asyncio
 import base64
 import math
 from typing import Any
@@ -13,7 +12,7 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from stoker.sampling_params import SamplingParams
-from stoker.server.answers import Answers
+from stoker.server.answers import Answers, all_whole
 from stoker.server.body import read
 from stoker.server.completions import encoded_prompts
 from stoker.server.errors import ApiError, bad_request
@@ -57,7 +56,7 @@ async def create_embeddings(request: Request, state: ServerState) -> Response:
                     pool=True,
                 )
             )
-        await asyncio.gather(*(job.whole() for job in jobs))
+        await all_whole(request, jobs)
     finally:
         for job in jobs:
             job.close()

@@ -5,16 +5,22 @@ from __future__ import annotations
 import array
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Sequence
+import logging
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import zmq
-import zmq.asyncio
 
 from stoker.sampling_params import SamplingParams
 from stoker.server import messages as m
 from stoker.server.sockets import engine_address, worker_address
+
+log = logging.getLogger("stoker.server")
+_AT_ONCE = 64
+"""Messages that are taken in one turn of the event loop."""
 
 
 class EngineDeadError(RuntimeError):
@@ -34,18 +40,19 @@ Sink = Callable[["m.News | None", "Exception | None"], None]
 
 
 class Stream:
-    """The news of one request as they come; ends by itself after the last answer ended."""
+    """The news of one request: kept until somebody listens, then handed on in the turn in which they come."""
 
-    __slots__ = ("_accepted", "_client", "_event", "_failure", "_news", "_sink", "answers_left", "rid")
+    __slots__ = ("_accepted", "_client", "_failure", "_news", "_sink", "answers_left", "n", "rid", "ticket")
 
-    def __init__(self, client: EngineClient, rid: str, n: int) -> None:
+    def __init__(self, client: EngineClient, rid: str, n: int, ticket: int) -> None:
         self._client = client
         self._news: list[m.News] = []
-        self._event = asyncio.Event()
         self._accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._failure: Exception | None = None
         self._sink: Sink | None = None
         self.rid = rid
+        self.n = n
+        self.ticket = ticket
         self.answers_left = n
 
     def put(self, news: m.News) -> None:
@@ -54,8 +61,15 @@ class Stream:
             self._pass_on(self._sink, news)
             return
         self._news.append(news)
-        self._event.set()
         self.accept()
+
+    def put_token(self, index: int, token: int) -> None:
+        """A bare token of one answer."""
+        self.put(m.News(self.rid, index, [token]))
+
+    def tap(self, index: int, take: Callable[[int], None]) -> None:
+        """From now on the bare tokens of one answer go to `take`. Only after `listen`."""
+        self._client.route(self.ticket + index, take)
 
     def listen(self, sink: Sink) -> None:
         """From now on news go straight to `sink`, in the receiver's turn; those that are there already first."""
@@ -83,7 +97,6 @@ class Stream:
         if self._sink is not None:
             self.answers_left = 0
             self._sink(None, error)
-        self._event.set()
         self.accept()
 
     async def accepted(self) -> None:
@@ -92,22 +105,6 @@ class Stream:
         if self._failure is not None and not self._news:
             self.answers_left = 0
             raise self._failure
-
-    async def batches(self) -> AsyncIterator[list[m.News]]:
-        """All news that came since the last look, at least one. Raises RefusedError or EngineDeadError."""
-        try:
-            while self.answers_left > 0 or self._failure is not None:
-                await self._event.wait()
-                self._event.clear()
-                news, self._news = self._news, []
-                if news:
-                    self.answers_left -= sum(1 for one in news if one.finish_reason is not None)
-                    yield news
-                if self._failure is not None:
-                    self.answers_left = 0
-                    raise self._failure
-        finally:
-            self.close()
 
     def close(self) -> None:
         """Forgets the request; what still runs of it is aborted at once."""
@@ -123,12 +120,15 @@ class EngineClient:
         self.down_reason = "the engine is still loading"
         self._folder = folder
         self._streams: dict[str, Stream] = {}
-        self._tickets = itertools.count(1)
+        self._routes: dict[int, Callable[[int], None]] = {}  # who takes the bare tokens of a ticket
+        self._next_ticket = m.first_ticket(worker)
+        self.now = 0.0
+        """When the news that are being handed on came, on time.monotonic()'s clock."""
+        self._questions = itertools.count(1)
         self._asked: dict[int, asyncio.Future[Any]] = {}
-        self._context = zmq.asyncio.Context()
-        self._out: zmq.asyncio.Socket | None = None
-        self._in: zmq.asyncio.Socket | None = None
-        self._receiver: asyncio.Task[None] | None = None
+        self._context = zmq.Context()
+        self._out: zmq.Socket[bytes] | None = None
+        self._in: zmq.Socket[bytes] | None = None
         self._is_ready = asyncio.Event()
 
     @property
@@ -143,7 +143,8 @@ class EngineClient:
         self._in.setsockopt(zmq.RCVHWM, 0)
         self._in.bind(address)
         self._connect()
-        self._receiver = asyncio.create_task(self._receive(), name="engine-receiver")
+        asyncio.get_running_loop().add_reader(self._in.fileno(), self._receive)
+        self._receive()
 
     def _connect(self) -> None:
         if self._out is not None:
@@ -163,9 +164,8 @@ class EngineClient:
         """Says goodbye (which aborts this worker's requests) and closes the sockets."""
         if self._out is not None:
             self._send(m.Goodbye(self.worker))
-        if self._receiver is not None:
-            self._receiver.cancel()
-            await asyncio.gather(self._receiver, return_exceptions=True)
+        if self._in is not None:
+            asyncio.get_running_loop().remove_reader(self._in.fileno())
         for socket in (self._out, self._in):
             if socket is not None:
                 socket.close(linger=200)
@@ -181,17 +181,29 @@ class EngineClient:
         cache_salt: str | None = None,
         tenant: str | None = None,
         pool: bool = False,
+        stream: bool = True,
     ) -> Stream:
-        """Sends a request; its news come through the stream. Raises EngineDeadError while no engine is up."""
+        """Sends a request; its news come through the stream (without `stream` all with its end). Raises EngineDeadError while
+        no engine is up."""
         if self.ready is None:
             raise EngineDeadError(self.down_reason)
         if rid in self._streams:
             raise RefusedError(400, f"request id {rid!r} is in use")
-        stream = Stream(self, rid, params.n)
-        self._streams[rid] = stream
+        ticket = self._next_ticket
+        self._next_ticket += params.n
+        found = self._streams[rid] = Stream(self, rid, params.n, ticket)
+        for index in range(params.n):
+            self._routes[ticket + index] = partial(found.put_token, index)
         ids = array.array("i", token_ids).tobytes()
-        self._send(m.Submit(self.worker, rid, ids, params, priority, cache_salt, tenant, pool))
-        return stream
+        self._send(
+            m.Submit(self.worker, rid, ticket, ids, params, priority, cache_salt, tenant, pool, stream)
+        )
+        return found
+
+    def route(self, ticket: int, take: Callable[[int], None]) -> None:
+        """Whom the bare tokens of an answer go to, while its request is open."""
+        if ticket in self._routes:
+            self._routes[ticket] = take
 
     def abort(self, rid: str, index: int | None = None) -> None:
         """Ends a request or one of its answers; its stream still gets the last news."""
@@ -201,18 +213,20 @@ class EngineClient:
         """Drops a stream; aborts its request if it still runs."""
         if self._streams.get(stream.rid) is stream:
             del self._streams[stream.rid]
+            for index in range(stream.n):
+                del self._routes[stream.ticket + index]
             if stream.answers_left > 0 and self.ready is not None:
                 self._send(m.Abort(stream.rid))
 
     async def stats(self, timeout: float = 1.0) -> m.Stats:
         """A look at the engine. Raises TimeoutError if it does not answer, EngineDeadError if it is down."""
-        ticket = next(self._tickets)
+        ticket = next(self._questions)
         answer: m.Stats = await self._ask(m.AskStats(self.worker, ticket), ticket, timeout)
         return answer
 
     async def looks(self, rid: str = "", max_waiting: int = 256, timeout: float = 5.0) -> m.Looks:
         """How requests stand and why they wait. Raises as `stats` does."""
-        ticket = next(self._tickets)
+        ticket = next(self._questions)
         answer: m.Looks = await self._ask(m.AskLooks(self.worker, ticket, rid, max_waiting), ticket, timeout)
         return answer
 
@@ -229,41 +243,66 @@ class EngineClient:
 
     def _send(self, message: m.ToEngine) -> None:
         assert self._out is not None
-        # The queue has no limit, so a send never waits: the future is done before it is returned.
-        self._out.send(m.encode(message))
+        self._out.send(m.encode(message), zmq.NOBLOCK)  # the queue has no limit, so it never waits
 
-    async def _receive(self) -> None:
+    def _receive(self) -> None:
+        """Takes what is there. The socket tells of news once, so it is read until it has none."""
         assert self._in is not None
-        while True:
-            message = m.decode_to_worker(await self._in.recv())
-            if isinstance(message, m.Step):
-                for news in message.news:
-                    stream = self._streams.get(news.rid)
-                    if stream is not None:
-                        stream.put(news)
-            elif isinstance(message, m.Accepted):
-                stream = self._streams.get(message.rid)
-                if stream is not None:
-                    stream.accept()
-            elif isinstance(message, m.Refused):
-                stream = self._streams.get(message.rid)
-                if stream is not None:
-                    stream.fail(RefusedError(message.status, message.message))
-            elif isinstance(message, m.Stats | m.Looks):
-                future = self._asked.get(message.ticket)
-                if future is not None and not future.done():
-                    future.set_result(message)
-            elif isinstance(message, m.Ready):
-                self.ready = message
-                self._is_ready.set()
-            else:
-                self._engine_is_down(message.reason)
+        try:
+            for _ in range(_AT_ONCE):
+                self._take(m.decode_to_worker(self._in.recv(zmq.NOBLOCK)))
+            asyncio.get_running_loop().call_soon(self._receive)
+        except zmq.ZMQError:  # nothing more, or closed meanwhile
+            return
+        except Exception:  # ours: what comes next must still be read
+            log.exception("news from the engine could not be taken")
+            asyncio.get_running_loop().call_soon(self._receive)
+
+    def _take(self, message: m.ToWorker) -> None:
+        if isinstance(message, m.Step):
+            self._take_step(message)
+        elif isinstance(message, m.Accepted):
+            stream = self._streams.get(message.rid)
+            if stream is not None:
+                stream.accept()
+        elif isinstance(message, m.Refused):
+            stream = self._streams.get(message.rid)
+            if stream is not None:
+                stream.fail(RefusedError(message.status, message.message))
+        elif isinstance(message, m.Stats | m.Looks):
+            future = self._asked.get(message.ticket)
+            if future is not None and not future.done():
+                future.set_result(message)
+        elif isinstance(message, m.Ready):
+            self.ready = message
+            self._is_ready.set()
+        else:
+            self._engine_is_down(message.reason)
+
+    def _take_step(self, step: m.Step) -> None:
+        self.now = time.monotonic()
+        route = self._routes.get
+        for ticket, token in zip(step.tickets, step.tokens, strict=True):
+            take = route(ticket)
+            if take is not None:
+                try:
+                    take(token)
+                except Exception:  # harms its own request only
+                    log.exception("a token could not be delivered")
+        for news in step.news:
+            stream = self._streams.get(news.rid)
+            if stream is not None:
+                try:
+                    stream.put(news)
+                except Exception:
+                    log.exception("news of request %s could not be delivered", news.rid)
 
     def _engine_is_down(self, reason: str) -> None:
         self.ready = None
         self.down_reason = reason
         self._is_ready.clear()
         streams, self._streams = self._streams, {}
+        self._routes = {}
         for stream in streams.values():
             stream.fail(EngineDeadError(reason))
         for future in self._asked.values():

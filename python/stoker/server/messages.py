@@ -8,15 +8,29 @@ import msgspec
 
 from stoker.sampling_params import SamplingParams
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Both ends say it in their first message; a mismatch ends the connection with both numbers."""
 
 
+_WORKER_SHIFT = 40
+
+
+def first_ticket(worker: int) -> int:
+    """Where a worker's tickets begin. A ticket names one answer in a Step; the answers of a request have consecutive ones."""
+    return worker << _WORKER_SHIFT
+
+
+def worker_of(ticket: int) -> int:
+    """Whose ticket it is."""
+    return ticket >> _WORKER_SHIFT
+
+
 class Submit(msgspec.Struct, array_like=True, tag="submit"):
-    """A new request. `token_ids` is little-endian int32."""
+    """A new request. `token_ids` is little-endian int32; `ticket` that of its first answer."""
 
     worker: int
     rid: str
+    ticket: int
     token_ids: bytes
     params: SamplingParams
     priority: int = 0
@@ -24,6 +38,8 @@ class Submit(msgspec.Struct, array_like=True, tag="submit"):
     tenant: str | None = None
     pool: bool = False
     """An embedding: the answer is a vector, nothing is sampled."""
+    stream: bool = True
+    """False: its tokens come all at once, with its end."""
 
 
 class Abort(msgspec.Struct, array_like=True, tag="abort"):
@@ -101,8 +117,11 @@ class News(msgspec.Struct, array_like=True):
 
 
 class Step(msgspec.Struct, array_like=True, tag="step"):
-    """The news of all this worker's answers: one message a step."""
+    """The news of all this worker's answers: one message a step. Most of it is bare tokens: `tokens[i]` is the next one
+    of the answer with the ticket `tickets[i]`."""
 
+    tickets: list[int]
+    tokens: list[int]
     news: list[News]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from bisect import bisect_left
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, multiprocess
@@ -123,9 +122,8 @@ class Pace:
         self._metrics = metrics
         self._last = 0.0
 
-    def delivered(self, tokens: int) -> None:
-        """`tokens` new tokens came now."""
-        now = time.monotonic()
+    def delivered(self, tokens: int, now: float) -> None:
+        """`tokens` new tokens came at `now`."""
         tally = self._metrics.tally
         if self._last:
             tally.observe(now - self._last)

@@ -6,20 +6,22 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 from fastapi import Request
 from fastapi.responses import Response
 
+from stoker.server.answers import Delta
 from stoker.server.body import read
 from stoker.server.chat import template_kwargs
 from stoker.server.conversation import ChatRun, Conversation, needs_special_tokens, start
+from stoker.server.direct import DirectResponse
 from stoker.server.errors import ApiError, bad_request
 from stoker.server.parsers import Piece
 from stoker.server.protocol import Sampling, sampling_params
-from stoker.server.sse import named_frame, stream_response
+from stoker.server.sse import named_frame
 from stoker.server.state import ServerState
 
 
@@ -76,7 +78,7 @@ async def create_response(request: Request, state: ServerState) -> Response:
     run = await start(request, state, state.new_id("resp"), conversation, body, params)
     response = _Response(model, body, run)
     if body.stream:
-        return await stream_response(response.stream(), response.error_event)
+        return response.stream()
     return Response(msgspec.json.encode(await response.whole()), media_type="application/json")
 
 
@@ -180,22 +182,27 @@ class _Response:
         failed = {**self._head, "status": "failed", "error": failure, "output": self._items}
         return self._event("response.failed", response=failed)
 
-    async def stream(self) -> AsyncIterator[bytes]:
+    def stream(self) -> Response:
         """SSE frames with their event names and sequence numbers."""
         begun = {**self._head, "status": "in_progress", "output": []}
-        yield self._event("response.created", response=begun)
-        yield self._event("response.in_progress", response=begun)
+        first = [self._event(f"response.{kind}", response=begun) for kind in ("created", "in_progress")]
         finish = "stop"
-        async for delta, pieces in self._run.pieces():
-            for event in self._grow(pieces, len(delta.token_ids)):
-                yield event
+
+        def render(_: int, delta: Delta) -> bytes:
+            nonlocal finish
+            events = self._grow(self._run.pieces_of(delta), len(delta.token_ids))
+            data = b"".join(events)
             finish = delta.finish_reason or finish
-        for event in self._close_item("incomplete" if finish == "length" else "completed"):
-            yield event
-        self._need_an_item()
-        done = self._done(finish)
-        yield self._event(
-            "response.completed" if done["status"] == "completed" else "response.incomplete", response=done
+            return data
+
+        def last() -> bytes:
+            events = b"".join(self._close_item("incomplete" if finish == "length" else "completed"))
+            self._need_an_item()
+            done = self._done(finish)
+            return events + self._event(f"response.{done['status']}", response=done)
+
+        return DirectResponse(
+            [self._run.answers], render, first=b"".join(first), last=last, on_error=self.error_event
         )
 
     def _event(self, kind: str, **fields: Any) -> bytes:

@@ -1,12 +1,10 @@
-"""Server-sent events: frames of JSON, a response that streams them, and the end of a request whose client went away."""
+"""Server-sent events: frames of JSON."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
-from fastapi.responses import StreamingResponse
 
 from stoker.server.errors import ApiError
 
@@ -19,8 +17,13 @@ def frame(value: Any) -> bytes:
     return b"data: " + _encode(value) + b"\n\n"
 
 
+def json_text(text: str) -> bytes:
+    """A text as it stands between a JSON string's quotes."""
+    return _encode(text)[1:-1]
+
+
 class TextFrames:
-    """`frame` for events that differ in one text only: the rest is encoded once.
+    """`frame` for events that differ in one text only: the rest, `before` and `after` the text, is encoded once.
 
     `choice` is the only one of `choices` and holds the text, empty here, at `keys` (a path).
     """
@@ -35,11 +38,11 @@ class TextFrames:
             holder = holder[key]
         holder[keys[-1]] = mark
         whole = frame({**head, "choices": [choice]})
-        self._before, self._after = whole.split(_encode(mark))
+        self.before, self.after = whole.split(json_text(mark))
 
     def frame(self, text: str) -> bytes:
         """The event with this text."""
-        return self._before + _encode(text) + self._after
+        return self.before + json_text(text) + self.after
 
 
 def named_frame(event: str, value: Any) -> bytes:
@@ -50,27 +53,3 @@ def named_frame(event: str, value: Any) -> bytes:
 def error_frames(error: ApiError) -> bytes:
     """How OpenAI's streams end with an error."""
     return frame(error.body()) + DONE
-
-
-async def stream_response(
-    frames: AsyncIterator[bytes], on_error: Callable[[ApiError], bytes] = error_frames
-) -> StreamingResponse:
-    """A streaming response, made only when the first frame is there: an error before it still gets its HTTP status.
-
-    A later error becomes an error event and the stream ends. When the client goes away the generator is closed, which
-    ends the request in the engine.
-    """
-    first = await anext(frames, b"")
-
-    async def body() -> AsyncIterator[bytes]:
-        try:
-            yield first
-            async for one in frames:
-                yield one
-        except ApiError as error:
-            yield on_error(error)
-        finally:
-            await frames.aclose()  # type: ignore[attr-defined]
-
-    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return StreamingResponse(body(), media_type="text/event-stream", headers=headers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import logging
 import secrets
@@ -13,7 +14,7 @@ from typing import Any
 from fastapi import Request
 
 from stoker.sampling_params import SamplingParams
-from stoker.server.answers import Answers
+from stoker.server.answers import Answers, Pieces
 from stoker.server.engine_client import EngineClient, EngineDeadError, RefusedError
 from stoker.server.errors import ApiError, bad_request
 from stoker.server.metrics import Metrics
@@ -43,17 +44,22 @@ class ServerState:
         self.started = int(time.time())
         self.traces = Traces(settings.otlp_endpoint)
         self._counter = itertools.count()
+        self._pieces: dict[bool, Pieces] = {}  # by skip_special_tokens
 
     async def prepare(self) -> None:
         """Waits for the engine and loads the tokenizer."""
         ready = await self.client.wait_ready()
         self._tokenizer = await asyncio.to_thread(Tokenizer.from_folder, ready.model_path)
+        self._pieces = {skip: Pieces(self._tokenizer, skip) for skip in (False, True)}
         self._template = ChatTemplate.from_folder(ready.model_path, self._tokenizer.special_tokens)
         templates = () if self._template is None else self._template.templates.values()
         self.answer_format = format_for(self.settings.answer_parser, templates)
         if self.client.worker == 0:
             log.info("ready at %s", self.settings.address)
         self._pooling = Pooling.from_folder(ready.model_path, self.settings.embeddings)
+        # What is there now stays: a full collection over it would hold up every stream for tens of milliseconds.
+        gc.collect()
+        gc.freeze()
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -138,10 +144,12 @@ class ServerState:
         cache_salt: str | None = None,
         tenant: str | None = None,
         pool: bool = False,
+        stream: bool = True,
     ) -> Answers:
         """Sends a request to the engine; `await answers.accepted()` tells whether it was taken. ApiError if it cannot be.
 
-        `request` is the HTTP request that it is for: its access log line tells what became of it.
+        `request` is the HTTP request that it is for: its access log line tells what became of it. Without `stream` nobody
+        looks at the answers before they are whole; stop strings are looked for all the same.
         """
         if self.draining:
             raise ApiError(503, "the server is shutting down", retry_after=5)
@@ -156,15 +164,29 @@ class ServerState:
         if min(prompt) < 0 or max(prompt) > 2**31 - 1:
             raise bad_request("token ids must be 0 or more and inside the vocabulary", "prompt")
         try:
-            stream = self.client.submit(
-                rid, prompt, params, priority=priority, cache_salt=cache_salt, tenant=tenant, pool=pool
+            found = self.client.submit(
+                rid,
+                prompt,
+                params,
+                priority=priority,
+                cache_salt=cache_salt,
+                tenant=tenant,
+                pool=pool,
+                stream=stream or bool(params.stop),
             )
         except EngineDeadError as error:
             raise ApiError(503, str(error), retry_after=1) from None
         except RefusedError as error:
             raise ApiError(error.status, str(error)) from None
         answers = Answers(
-            self.client, stream, self.tokenizer, prompt, params, self.metrics, self.settings.request_timeout
+            self.client,
+            found,
+            self.tokenizer,
+            prompt,
+            params,
+            self.metrics,
+            self._pieces[params.skip_special_tokens],
+            self.settings.request_timeout,
         )
         request.state.jobs.append(answers)
         if self.settings.log_prompts:

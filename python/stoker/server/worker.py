@@ -11,6 +11,7 @@ import uvicorn
 import uvloop
 
 from stoker.server.app import build_app
+from stoker.server.direct import Protocol
 from stoker.server.engine_client import EngineClient
 from stoker.server.orphan import leave_with_parent
 from stoker.server.settings import ServerSettings
@@ -37,6 +38,7 @@ def run_worker(settings: ServerSettings, folder: Path, worker: int, listen_fd: i
     config = uvicorn.Config(
         build_app(state),
         loop="none",
+        http=Protocol,
         log_level="warning",
         access_log=False,
         server_header=False,

@@ -11,7 +11,7 @@ from stoker.text.stop_strings import StopStrings
 from stoker.text.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that would cost a microsecond a token
 class TextDelta:
     """What some tokens added to an answer."""
 
@@ -61,6 +61,12 @@ class AnswerText:
         self._pieces: list[str] = []  # shown
         self._pending = ""  # certain, but perhaps the beginning of a stop string
         self.stopped: str | None = None
+
+    @property
+    def whole_characters(self) -> bool:
+        """Whether the tokens so far end with a whole character: what the next one adds is then its own bytes. Of byte-level
+        tokenizers only, and without stop strings."""
+        return self._stops is None and self._detokenizer.whole_characters
 
     @property
     def text(self) -> str:

@@ -52,6 +52,11 @@ class Detokenizer:
             self._read = len(self._window)
             self._prefix = tokenizer.decode(self._window, skip_special_tokens=skip_special_tokens)
 
+    @property
+    def whole_characters(self) -> bool:
+        """Whether the tokens so far end with a whole character and the next one's bytes are its text."""
+        return self._decoder is not None and not self._decoder.getstate()[0]
+
     def add(self, token_ids: Iterable[int]) -> str:
         """The text that these next tokens make certain; may be empty."""
         if self._decoder is not None:
