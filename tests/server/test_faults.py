@@ -39,6 +39,19 @@ def test_a_client_that_leaves_ends_its_request(server: RunningServer) -> None:
     wait_until(lambda: running(server) == 0)
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages"])
+def test_a_client_that_leaves_before_a_whole_answer_ends_its_request(
+    server: RunningServer, path: str
+) -> None:
+    """Also where nothing streams and so nothing is written that could fail."""
+    ask = {"prompt": [60], "messages": [{"role": "user", "content": "hi"}], "input": "hi", "max_tokens": 1900}
+    ask["max_output_tokens"] = 1900
+    with server.client() as client, pytest.raises(httpx.ReadTimeout):
+        client.post(path, json=ask, timeout=0.5)
+    assert httpx.get(server.url + "/ready").json()["engine"]["output_tokens"] > 0
+    wait_until(lambda: running(server) == 0)
+
+
 @pytest.mark.parametrize("own_server", [{"restart_engine": True}], indirect=True)
 def test_a_dead_engine_ends_streams_and_is_started_anew(own_server: RunningServer) -> None:
     """SIGKILL mid-stream: the client gets an error event, and the next request is served."""

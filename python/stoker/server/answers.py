@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from fastapi import Request
+from starlette.requests import Request
 
 from stoker.sampling_params import SamplingParams
 from stoker.server import messages as m
@@ -287,8 +287,8 @@ class _Tap:
         answers = self._answers
         answers.num_output_tokens += 1
         self._pace.delivered(1, answers._client.now)
-        if piece:
-            self._write(self._before + piece + self._after)
+        # Also where no text came of it: who measures gaps counts frames.
+        self._write(self._before + piece + self._after)
 
 
 def _failed(delta: Delta) -> ApiError:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
-from fastapi import Request
-from fastapi.responses import Response
+from starlette.requests import Request
+from starlette.responses import Response
 
 from stoker.server.answers import Delta
 from stoker.server.body import read

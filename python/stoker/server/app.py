@@ -6,10 +6,14 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.responses import Response
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from stoker.server import live
 from stoker.server.anthropic import count_tokens, create_message, error_body
@@ -52,11 +56,11 @@ GET: dict[str, Endpoint] = {
 }
 
 
-def build_app(state: ServerState) -> FastAPI:
+def build_app(state: ServerState) -> Starlette:
     """The application; its lifespan connects to the engine and says goodbye to it."""
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
         await state.client.start()
         loading = asyncio.create_task(state.prepare())
         loading.add_done_callback(_tell_failure)
@@ -66,26 +70,30 @@ def build_app(state: ServerState) -> FastAPI:
         await state.client.close()
         state.traces.close()
 
-    app = FastAPI(title="Stoker", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(Guard, state=state)
+    middleware = [Middleware(Guard, state=state)]
     if state.settings.cors_origins:
         # Outside of the guard: a browser's first question bears no key.
-        app.add_middleware(
+        cors = Middleware(
             CORSMiddleware,
             allow_origins=list(state.settings.cors_origins),
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
             expose_headers=["X-Request-Id", "Retry-After"],
         )
-    _add_errors(app)
-    for method, routes in (("POST", POST), ("GET", GET)):
-        for path, endpoint in routes.items():
-            app.add_api_route(path, _handler(endpoint, state), methods=[method], name=path)
-    return app
+        middleware.insert(0, cors)
+    routes = [
+        Route(path, _handler(path, endpoint, state), methods=[method])
+        for method, endpoints in (("POST", POST), ("GET", GET))
+        for path, endpoint in endpoints.items()
+    ]
+    return Starlette(
+        routes=routes, middleware=middleware, lifespan=lifespan, exception_handlers=_error_handlers()
+    )
 
 
-def _handler(endpoint: Endpoint, state: ServerState) -> Callable[[Request], Awaitable[Response]]:
+def _handler(path: str, endpoint: Endpoint, state: ServerState) -> Callable[[Request], Awaitable[Response]]:
     async def handler(request: Request) -> Response:
+        request.state.route = path
         return await endpoint(request, state)
 
     return handler
@@ -96,27 +104,25 @@ def _tell_failure(task: asyncio.Task[None]) -> None:
         log.error("the server cannot get ready", exc_info=task.exception())
 
 
-def _add_errors(app: FastAPI) -> None:
+def _error_handlers() -> dict[Any, Any]:
     """The one shape of errors, whatever raised them; Anthropic's clients get theirs."""
 
     def shown(request: Request, error: ApiError) -> Response:
         return error.response(error_body(error) if request.url.path.startswith("/v1/messages") else None)
 
-    @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> Response:
         return shown(request, error)
 
-    @app.exception_handler(404)
     async def not_found(request: Request, error: Exception) -> Response:
         return shown(request, ApiError(404, f"there is no {request.url.path} here"))
 
-    @app.exception_handler(405)
     async def not_allowed(request: Request, error: Exception) -> Response:
         response = shown(request, ApiError(405, f"{request.method} is not allowed for {request.url.path}"))
         response.headers.update(getattr(error, "headers", None) or {})
         return response
 
-    @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:
         log.error("a request failed", exc_info=error)
         return shown(request, ApiError(500, "internal error; the server's log has the details"))
+
+    return {ApiError: api_error, 404: not_found, 405: not_allowed, Exception: broken}

@@ -7,7 +7,7 @@ import re
 from typing import Any, TypeVar
 
 import msgspec
-from fastapi import Request
+from starlette.requests import Request
 
 from stoker.server.errors import ApiError, bad_request
 from stoker.server.settings import Limits

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fastapi import Request
+from starlette.requests import Request
 
 from stoker.sampling_params import SamplingParams
 from stoker.server.answers import Answer, Answers, Delta, all_whole

@@ -8,8 +8,8 @@ import math
 from typing import Any
 
 import msgspec
-from fastapi import Request
-from fastapi.responses import Response
+from starlette.requests import Request
+from starlette.responses import Response
 
 from stoker.sampling_params import SamplingParams
 from stoker.server.answers import Answers, all_whole

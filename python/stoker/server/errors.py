@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from fastapi.responses import Response
+from starlette.responses import Response
 
 _TYPES = {
     400: "invalid_request_error",

@@ -65,7 +65,7 @@ class Guard:
                 body = error_body(error) if scope["path"].startswith("/v1/messages") else None
                 await error.response(body)(scope, receive, send_on)
         finally:
-            path = getattr(scope.get("route"), "path", "other")
+            path = scope["state"].get("route", "other")
             self._state.metrics.http_requests.labels(path, str(status)).inc()
             if self._state.settings.access_log and path not in _QUIET_PATHS:
                 took = (time.monotonic() - began) * 1e3

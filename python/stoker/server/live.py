@@ -6,8 +6,8 @@ import asyncio
 from typing import Any
 
 import msgspec
-from fastapi import Request
-from fastapi.responses import Response
+from starlette.requests import Request
+from starlette.responses import Response
 
 from stoker.server import messages as m
 from stoker.server.engine_client import EngineDeadError

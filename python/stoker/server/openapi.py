@@ -6,8 +6,8 @@ from functools import lru_cache
 from typing import Any
 
 import msgspec
-from fastapi import Request
-from fastapi.responses import Response
+from starlette.requests import Request
+from starlette.responses import Response
 
 from stoker.server.anthropic import CountTokensRequest, MessagesRequest
 from stoker.server.protocol import (

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import Request
+from starlette.requests import Request
 
 from stoker.sampling_params import SamplingParams
 from stoker.server.answers import Answers, Pieces
