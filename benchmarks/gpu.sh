@@ -73,7 +73,7 @@ section_decode() {
 section_prefill() { timeout 120 "$python" benchmarks/gpu/prefill.py "$out/gpu_prefill.json" --pool-gb 8; }
 
 section_step() { timeout 60 "$python" benchmarks/gpu/step.py --out "$out/gpu_step.json"; }
-section_overcommit() { timeout 100 "$python" benchmarks/gpu/overcommit.py --out "$out/gpu_overcommit.json"; }
+section_overcommit() { timeout 130 "$python" benchmarks/gpu/overcommit.py --out "$out/gpu_overcommit.json"; }
 section_e2e() {
   for model in qwen3-0.6b llama-3.1-8b; do
     timeout 170 "$python" benchmarks/gpu/e2e.py --model $model --workloads CADB --budget 140 --out "$out/gpu_e2e_$model.json" || return 1

@@ -51,6 +51,7 @@ class Runner:
                 kv_cache_dtype=args.kv_cache_dtype,
                 swap_space=args.swap_space,
                 admission=args.admission,
+                preemption=args.preemption,
             )
         )
         self.import_seconds = imported - began
@@ -168,6 +169,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-kv-blocks", type=int, default=None)
     parser.add_argument("--swap-space", type=float, default=0.0)
     parser.add_argument("--admission", default="learned")
+    parser.add_argument("--preemption", default="auto")
     parser.add_argument("--quantization", default=None)
     parser.add_argument("--kv-cache-dtype", default="auto")
     parser.add_argument("--eager", action="store_true")

@@ -118,7 +118,7 @@ class Space:
         "num_processors": 4,
     }
 
-    def tensors(self, work: Any, indptr: Any) -> None:
+    def tensors(self, work: Any, indptr: Any, *, early: bool = False) -> None:
         assert work.shape[1] == 8
         assert indptr.shape == (12,)
 
@@ -230,4 +230,4 @@ def test_buckets_hold_every_step_up_to_the_largest() -> None:
         buckets = cuda_graphs.default_buckets(limit)
         assert buckets == sorted(set(buckets))
         assert buckets[-1] == min(limit, 2048)
-        assert buckets[0] == min(limit, 8)
+        assert buckets[0] == 1

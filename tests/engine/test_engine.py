@@ -35,6 +35,7 @@ def folder(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(folder: Path, **options: Any) -> Engine:
     defaults: dict[str, Any] = {
+        "device": "cpu",
         "max_num_seqs": 4,
         "max_num_batched_tokens": 32,
         "max_model_len": 128,

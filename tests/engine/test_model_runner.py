@@ -29,7 +29,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
 @pytest.fixture
 def steps(model: tuple[Any, Path]) -> HandScheduler:
     config = EngineConfig(
-        str(model[1]), max_num_seqs=4, max_num_batched_tokens=128, num_kv_blocks=BLOCKS, swap_space=0.001
+        str(model[1]),
+        device="cpu",
+        max_num_seqs=4,
+        max_num_batched_tokens=128,
+        num_kv_blocks=BLOCKS,
+        swap_space=0.001,
     )
     return HandScheduler(build(config).runner)
 

@@ -25,6 +25,21 @@ WAYS: dict[str, dict[str, Any]] = {
     "eager": {"num_kv_blocks": AMPLE, "enforce_eager": True, "enable_prefix_caching": False},
     "no_overlap": {"num_kv_blocks": AMPLE, "overlap": False},
     "short_of_kv": {"num_kv_blocks": SHORT, "admission": "greedy"},
+    "swapped": {
+        "num_kv_blocks": SHORT,
+        "admission": "greedy",
+        "preemption": "swap",
+        "swap_space": 0.02,
+        "enable_prefix_caching": False,
+    },
+    "swapped_eager": {
+        "num_kv_blocks": SHORT,
+        "admission": "greedy",
+        "preemption": "swap",
+        "swap_space": 0.02,
+        "enforce_eager": True,
+        "overlap": False,
+    },
 }
 
 
@@ -41,6 +56,10 @@ def run(folder: Path, prompts: list[list[int]], **options: Any) -> list[list[int
             for output in engine.step():
                 answers[int(output.rid)] += output.new_token_ids
                 assert output.finish_reason in (None, "length"), output.message
+        stats, swaps = engine.stats(), engine.loop.stats().num_swaps
+    assert (stats.num_preemptions > 0) == (options["num_kv_blocks"] == SHORT)
+    assert (swaps > 0) == (options.get("preemption") == "swap")
+    assert stats.num_free_blocks + stats.num_cached_blocks == stats.num_blocks
     return answers
 
 

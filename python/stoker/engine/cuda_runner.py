@@ -277,17 +277,16 @@ class CudaRunner:
         except Exception as error:
             output = StepOutput(launched.batch_id, "fatal", f"{type(error).__name__}: {error}")
             nanoseconds = 0
-        tickets = self._transfers.finished()
         tokens = self._ring[launched.entry].tokens[: launched.num_outs]
-        if output is None and (launched.num_outs == 0 or tokens.min() >= 0):
+        swaps = self._transfers.any_under_way
+        if output is None and not swaps and (launched.num_outs == 0 or tokens.min() >= 0):
             result.batch_id, result.device_time = launched.batch_id, nanoseconds
             result.token_ids = tokens
-            if tickets:
-                result.finished_transfers = tickets
             return
         output = output or StepOutput(launched.batch_id)
         output.device_time_ns = nanoseconds
-        output.finished_transfers += tickets
+        if swaps and output.status != "fatal":
+            self._transfers.add_finished(output)
         if output.status == "ok" and output.tokens is None and launched.num_outs:
             output.tokens = tokens.copy()
             if tokens.min() < 0:

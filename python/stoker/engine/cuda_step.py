@@ -52,4 +52,4 @@ class DeviceStep:
         indptr = self.work_indptr.view(len(windows), -1)
         work[:, :, 0] = -1
         indptr.fill_(space.geometry["num_decode_workers"])
-        return {window: space.tensors(work[i], indptr[i]) for i, window in enumerate(windows)}
+        return {window: space.tensors(work[i], indptr[i], early=True) for i, window in enumerate(windows)}
