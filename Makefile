@@ -21,6 +21,9 @@ demo: build  ## build, then serve a batch of requests with the embedded model an
 test: build  ## build, then run every test in its short form
 	$(BIN)/python -m pytest
 
+# `make sanitize VENV=folder`: an environment that is there and was named on the command line is taken as it is.
+VENV_GIVEN = $(and $(filter command,$(origin VENV)),$(wildcard $(BIN)/python))
+
 # --- what developers run --------------------------------------------------------------------------------------------
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -32,7 +35,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 .PHONY: venv
-venv: $(VENV)/.ready  ## make .venv with everything that development needs, at pinned versions
+venv: $(if $(VENV_GIVEN),,$(VENV)/.ready)  ## make .venv with everything that development needs, at pinned versions
 
 .PHONY: build
 build: venv  ## build the native core and install stoker into .venv, editable

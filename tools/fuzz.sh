@@ -21,7 +21,7 @@ if [ -z "$clang" ]; then
 fi
 
 cmake -S . -B build/fuzz -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_COMPILER="$clang" -DSTOKER_CUDA=OFF \
-  -DCMAKE_CXX_FLAGS="-include $PWD/tests/fuzz/source_location.h" -DSTOKER_TESTS=ON -DSTOKER_FUZZ=ON -DSTOKER_SANITIZE="fuzzer-no-link,address,undefined" \
+  -DSTOKER_TESTS=ON -DSTOKER_FUZZ=ON -DSTOKER_SANITIZE="fuzzer-no-link,address,undefined" \
   -DPython_EXECUTABLE="$(command -v "${PYTHON:-python3}")" ${launcher:+-DCMAKE_CXX_COMPILER_LAUNCHER="$launcher"} >/dev/null
 cmake --build build/fuzz -j"$jobs" --target event_log_fuzz
 mkdir -p build/fuzz/corpus

@@ -1,9 +1,10 @@
 """Breaks one mechanism of the scheduler at a time and shows which test notices: writes benchmarks/results/mutations.md.
 
-    python tools/mutations.py [NAME ...]        needs a finished `make native` (its objects are linked again with one file changed)
+    python tools/mutations.py [--again] [WORD ...]      needs a finished `make native` (its objects are linked again with one file changed)
 
 An edit replaces text in one file of csrc/sched (and leaves the tree alone: the changed file, the module and the package live in a
-temporary folder). The tests of tests/sched run until the first that fails. Exit code 1 if an edit went unnoticed.
+temporary folder). The tests of tests/sched run until the first that fails, the one that noticed before first. What the results hold already is
+not run again, unless asked for by a word of its name or --again; so a run that was broken off goes on. Exit code 1 if an edit went unnoticed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,21 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / os.environ.get("BUILD", "build/dev")
+RESULTS = ROOT / "benchmarks" / "results" / "mutations.md"
+HEAD = """# Broken on purpose
+
+By `python tools/mutations.py`: each edit of csrc/sched, and the first test that failed with it. The bugs planted behind
+`planted(Bug::...)` are besides: tests/property/test_planted_bugs.py.
+
+| mechanism | file | edit | noticed by |
+| --- | --- | --- | --- |
+"""
+# Files of tests/sched, the quick ones first.
+TESTS = (
+    ("test_scripts", "test_orders", "test_door", "test_pool", "test_block_pool", "test_prefix_cache", "test_leaf_lru"),
+    ("test_same_tokens", "test_attention_lists"),
+    ("test_event_log", "test_attention_plan"),
+)  # fmt: skip
 
 
 class Edit(NamedTuple):
@@ -33,15 +49,15 @@ class Edit(NamedTuple):
 
 
 EDITS = [
-    Edit("1 fullness is computed: latch it", "admit.cpp", "  refresh_order();\n  passed_", "  if (blocked_ != nullptr) return;\n  refresh_order();\n  passed_"),
+    Edit("1 fullness is computed: latch it", "admit.cpp", "  refresh_order();\n  ++looks_;", "  if (blocked_ != nullptr) return;\n  refresh_order();\n  ++looks_;"),
     Edit("2 one can_ever_fit: not at the door", "requests.cpp", "    if (need > have) {", "    if (false && need > have) {"),
-    Edit("3 progress rule: nobody unsticks", "preemption.cpp", "  if (steps_in_flight() > 0 || fatal_) return false;", "  if (true || fatal_) return false;"),
+    Edit("3 progress rule: nobody unsticks", "preemption.cpp", "  if (num_running_ > 1) {\n    preempt(", "  if (true) return false;\n  if (num_running_ > 1) {\n    preempt("),
     Edit("4 plan first: preempt though it will not be enough", "preemption.cpp", "  if (missing > 0) return;  // would be in vain", "  "),
     Edit("7 retracted reqs: to the back", "policies.cpp", ".tier = req.state == ReqState::waiting ? 1 : 0", ".tier = 1"),
     Edit("7 retracted reqs: full blocks not kept", "preemption.cpp", "  release_blocks(req);\n  leave_seat(req);", "  release_blocks(req);\n  flush_cache();\n  leave_seat(req);"),
     Edit("8 total order: ties by newest", "policies.cpp", ".seq = req.arrival_seq}", ".seq = -req.arrival_seq}"),
     Edit("9 hysteresis: none", "preemption.cpp", "  low_water_ = true;", "  low_water_ = false;"),
-    Edit("10 abort: of a waiting req is lost", "requests.cpp", "  finish(*it->second, FinishReason::abort);\n  return true;", "  if (it->second->holds_seat()) finish(*it->second, FinishReason::abort);\n  return true;"),
+    Edit("10 abort: of a waiting req is lost", "requests.cpp", "[this](Req& req) { finish(req, FinishReason::abort); }", "[this](Req& req) { if (req.holds_seat()) finish(req, FinishReason::abort); }"),
     Edit("11 replayable: a hidden state in `random`", "policies.cpp", "static_cast<double>(mixed(config_.seed, static_cast<uint64_t>(req.arrival_seq)) >> 11);", "[] { static double hidden = 0; return hidden = -hidden - 1; }();"),
     Edit("12 reasons: wrong number", "admit.cpp", "                        .needed = needed,", "                        .needed = needed + 1,"),
     Edit("15 eviction: youngest first", "block_pool.cpp", "  block.prev = list.tail;\n  block.next = kNullBlock;\n  (list.tail == kNullBlock ? list.head : blocks_[static_cast<size_t>(list.tail)].next) = b;\n  list.tail = b;", "  block.next = list.head;\n  block.prev = kNullBlock;\n  (list.head == kNullBlock ? list.tail : blocks_[static_cast<size_t>(list.head)].prev) = b;\n  list.head = b;"),
@@ -61,16 +77,16 @@ EDITS = [
     Edit("policy fair: weights ignored", "placement.cpp", "num_tokens / tenant.weight;", "num_tokens;"),
     Edit("ageing: never", "policies.cpp", "num_admissions_ - req->admissions_seen < config_.aging_limit", "true"),
     Edit("deadlines: nobody is dropped", "policies.cpp", "void Scheduler::drop_late() {\n", "void Scheduler::drop_late() {\n  return;\n"),
-    Edit("tenants: no limit on running reqs", "admit.cpp", "tenant.running >= config_.max_running_per_tenant", "false"),
+    Edit("tenants: no limit on running reqs", "admit.cpp", "tenant.running + family > config_.max_running_per_tenant", "false"),
     Edit("tenants: no limit on queued reqs", "requests.cpp", "    if (queued + n > config_.max_queued_per_tenant) {", "    if (false) {"),
     Edit("urgent reqs wait for prompts under way", "scheduler.cpp", "        admit_urgent();", "        "),
-    Edit("estimate guaranteed: reserves nothing", "admit.cpp", "    return static_cast<double>(most_blocks(group, req.length_limit - 1) -\n                               most_blocks(group, req.known_ahead));", "    return 0;"),
+    Edit("estimate guaranteed: reserves nothing", "admit.cpp", "family * (most_blocks(group, req.length_limit - 1) - most_blocks(group, req.known_ahead))", "0"),
     Edit("estimate peak: of the candidate alone", "admit.cpp", "  peak_.clear();\n", "  peak_.clear();\n  if (num_running_ > 0) return 0;\n"),
     Edit("estimate learned: reserves nothing", "admit.cpp", "kClippedOutput)) * ratio_.value();", "kClippedOutput)) * 0.0;"),
     Edit("estimate learned: learns nothing of a preemption", "admission.cpp", "  value_ = std::max(value_, std::min(1.0, seen / share()));", "  (void)seen;"),
     Edit("victim newest", "preemption.cpp", "      return a.arrival_seq > b.arrival_seq;", "      return a.arrival_seq < b.arrival_seq;"),
     Edit("victim most_blocks", "preemption.cpp", "return a.tables[0].size() > b.tables[0].size();", "return a.tables[0].size() < b.tables[0].size();"),
-    Edit("victim lowest_priority", "preemption.cpp", "return a.priority > b.priority;", "return a.priority < b.priority;"),
+    Edit("victim lowest_priority", "preemption.cpp", "return a.rank() > b.rank();", "return a.rank() < b.rank();"),
     Edit("victim least_progress", "preemption.cpp", "std::tuple(r.computed, -r.arrival_seq)", "std::tuple(-r.computed, -r.arrival_seq)"),
     Edit("prefix cache: several compute one prefix", "admit.cpp", "computed_by_another(req))", "false)"),
     Edit("prefix cache: duplicates stay", "placement.cpp", "    pool.retain(theirs);\n    pool.release(mine, req.last_step);\n    mine = theirs;", "    pool.retain(theirs);\n    pool.release(theirs, req.last_step);"),
@@ -81,15 +97,27 @@ EDITS = [
     Edit("chunks: no cap a req", "rows.cpp", "    if (config_.long_prefill_token_threshold > 0)\n", "    if (false)\n"),
     Edit("chunks: no equal split", "rows.cpp", "config_.prefill_split == PrefillSplit::equal && ", "false && "),
     Edit("n > 1: children share a seed", "requests.cpp", "i == 0 ? base : mix_seed(base, static_cast<uint64_t>(i));", "base;"),
-    Edit("n > 1: abort ends one child", "requests.cpp", "      if (!child->finished()) finish(*child, FinishReason::abort);\n", "      if (!child->finished()) { finish(*child, FinishReason::abort); break; }\n"),
+    Edit("n > 1: abort ends one child", "requests.cpp", "      if (!child->finished()) job(*child);\n", "      if (!child->finished()) { job(*child); break; }\n"),
     Edit("pause: in place goes on", "scheduler.cpp", "  if (pause_ != Pause::in_place && !fatal_) {", "  if (!fatal_) {"),
     Edit("pause: a drain lets reqs in", "admit.cpp", "  if (waiting_.empty() || pause_ != Pause::no) return;", "  if (waiting_.empty()) return;"),
-    Edit("queue limit: none", "requests.cpp", "waiting_.size() + n > config_.max_queued_reqs", "false"),
+    Edit("queue limit: none", "requests.cpp", "num_waiting() + n > config_.max_queued_reqs", "false"),
     Edit("account: retractions not counted", "preemption.cpp", "  ++req.account.retractions;\n", ""),
     Edit("account: work done twice not counted", "preemption.cpp", "  req.highest_computed = std::max(req.highest_computed, req.computed);\n", ""),
     Edit("account: queue time not counted", "policies.cpp", "  req.account.queue_time += now_ - req.queued_since;\n", ""),
     Edit("attention list: pieces of rows that left stay", "attention_plan.cpp", "    if (seats_[size_t(piece.work.seat)].seen == step_) return false;", "    return false;"),
     Edit("redaction: tokens stay", "replay.cpp", "        for (Token& token : req.tokens) token = numbers.token(token);\n", ""),
+    Edit("urgent reqs displace nobody", "preemption.cpp", "void Scheduler::make_way() {\n", "void Scheduler::make_way() {\n  return;\n"),
+    Edit("victims under `deadline`: the most urgent", "preemption.cpp", "return slack(a) > slack(b);", "return slack(a) < slack(b);"),
+    Edit("swap: never", "swap.cpp", "  if (config_.preemption == Preemption::swap) return true;", "  if (config_.preemption == Preemption::swap) return false;"),
+    Edit("swap: auto takes the dearer way", "swap.cpp", "2 * bytes * ns_per_byte_ <", "2 * bytes * ns_per_byte_ >"),
+    Edit("swap: no limit of the host pool", "swap.cpp", "    if (mine > host_pools_[i].num_free()) return false;\n", ""),
+    Edit("swap: copies wait for no step", "swap.cpp", "host[k], req.last_step);", "host[k], 0);"),
+    Edit("swap: who comes back cannot turn round", "preemption.cpp", "  if (req.state == ReqState::swapping_in) return turn_back(req);", "  if (req.state == ReqState::swapping_in) { note_preempted(req); return lose_swap(req); }"),
+    Edit("swap: a lost head goes unseen", "swap.cpp", "  return req.swap_from > 0 &&", "  return false && req.swap_from > 0 &&"),
+    Edit("swap: shared blocks are copied too", "swap.cpp", "  if (!prefix_ || any_window_) return 0;\n", "  return 0;\n"),
+    Edit("n > 1: each computes the prompt", "fork.cpp", "  const int32_t n = req.params.n;\n", "  const int32_t n = req.params.n;\n  if (n > 1) return false;\n"),
+    Edit("n > 1: no seats kept for the siblings", "fork.cpp", "  reserved_seats_ += sign * num_siblings(leader);\n", "  (void)sign;\n"),
+    Edit("n > 1: no blocks kept for the siblings", "admit.cpp", " + (family - 1) * partial_blocks(req, g);", ";"),
 ]  # fmt: skip
 
 
@@ -124,8 +152,8 @@ def _suffix() -> str:
     return next((ROOT / "python" / "stoker").glob("_core.*.so")).name.removeprefix("_core")
 
 
-def noticed(edit: Edit, folder: Path) -> str:
-    """The test that failed with the edit; empty: none did."""
+def noticed(edit: Edit, folder: Path, before: str) -> str:
+    """The test that failed with the edit; empty: none did. `before`: the one that did last time, asked first."""
     text = (ROOT / "csrc" / "sched" / edit.file).read_text()
     if text.count(edit.old) != 1:
         return f"NOT APPLIED: the text is there {text.count(edit.old)} times"
@@ -134,53 +162,55 @@ def noticed(edit: Edit, folder: Path) -> str:
         done = subprocess.run(command, cwd=BUILD, capture_output=True, text=True, check=False)
         if done.returncode:
             return f"NOT APPLIED: {done.stderr[-400:]}"
-    first = ("test_scripts", "test_orders", "test_door", "test_prefix_cache", "test_event_log", "test_block_pool", "test_attention_plan")  # fmt: skip
-    tests = [f"tests/sched/{name}.py" for name in (*first, "test_same_tokens")]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-x",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "--timeout",
-        "20",
-        *tests,
-    ]
+    files = [[f"tests/sched/{name}.py" for name in group] for group in TESTS]
+    if before.startswith("tests/"):
+        files.insert(0, [before])
     env = {**os.environ, "PYTHONPATH": str(folder / "python")}
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=300
-        )
-    except subprocess.TimeoutExpired:
-        return "(hangs)"
-    if done.returncode == 0:
-        return ""
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.M)
-    return failed.group(1) if failed else f"(breaks down: {done.returncode})"
+    flags = ["-x", "-q", "-p", "no:cacheprovider", "--timeout", "120"]
+    for tests in files:
+        command = [sys.executable, "-m", "pytest", *flags, *tests]
+        try:
+            done = subprocess.run(
+                command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=900
+            )
+        except subprocess.TimeoutExpired:
+            return "(hangs)"
+        if done.returncode == 0:
+            continue
+        failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.M)
+        if failed:
+            return failed.group(1)
+        return f"(breaks down: {done.returncode})"
+    return ""
+
+
+def begin_of_row(edit: Edit) -> str:
+    old, new = ((" ".join(t.split()) or "nothing").replace("|", "\\|") for t in (edit.old, edit.new))
+    return f"| {edit.mechanism} | {edit.file} | `{old[:110]}` → `{new[:110]}` | "
 
 
 def main() -> None:
-    chosen = [e for e in EDITS if len(sys.argv) == 1 or any(word in e.mechanism for word in sys.argv[1:])]
-    rows, missed = [], 0
+    words = [word for word in sys.argv[1:] if word != "--again"]
+    rows: dict[str, str] = {}
+    if RESULTS.exists():
+        for line in RESULTS.read_text().splitlines():
+            begin, _, test = line.removesuffix(" |").rpartition(" | ")
+            rows[begin + " | "] = test
+    known = {begin: rows.get(begin, "") for begin in map(begin_of_row, EDITS)}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shutil.copytree(ROOT / "python", folder / "python", ignore=shutil.ignore_patterns("_core.*.so"))
-        for edit in chosen:
-            test = noticed(edit, folder)
-            missed += not test or test.startswith("NOT")
-            old, new = (
-                (" ".join(text.split()) or "nothing").replace("|", "\\|") for text in (edit.old, edit.new)
-            )
-            rows.append(
-                f"| {edit.mechanism} | {edit.file} | `{old[:70]}` → `{new[:70]}` | {test or 'NONE'} |"
-            )
-            print(rows[-1], flush=True)
-    if len(sys.argv) == 1:
-        head = "# Broken on purpose\n\nBy `python tools/mutations.py`: each edit of csrc/sched, and the first test that failed with it. The bugs planted behind\n`planted(Bug::...)` are besides: tests/property/test_planted_bugs.py.\n\n| mechanism | file | edit | noticed by |\n| --- | --- | --- | --- |\n"
-        (ROOT / "benchmarks" / "results" / "mutations.md").write_text(head + "\n".join(rows) + "\n")
-    sys.exit(1 if missed else 0)
+        for edit in EDITS:
+            begin = begin_of_row(edit)
+            if words and not any(word in edit.mechanism for word in words):
+                continue
+            seen = known[begin] not in ("", "NONE") and not known[begin].startswith("NOT")
+            if seen and not words and "--again" not in sys.argv:
+                continue
+            known[begin] = noticed(edit, folder, known[begin]).replace("\n", " ") or "NONE"
+            print(f"{begin}{known[begin]} |", flush=True)
+            RESULTS.write_text(HEAD + "".join(f"{b}{test} |\n" for b, test in known.items() if test))
+    sys.exit(any(test in ("", "NONE") or test.startswith("NOT") for test in known.values()))
 
 
 if __name__ == "__main__":
