@@ -163,7 +163,7 @@ def measure(streams: int, seconds: float, rate: float, tokens: int, workers: int
         client.join()
         stop_server(server)
         assert server.process.returncode == 0, server.log.read_text()
-        moments = json.loads(steps_file.read_text())
+        moments = [turn[0] for turn in json.loads(steps_file.read_text())]
     wrong = compare(found, tokens)
     gaps = [gap for one in found for gap in one["gaps"]]
     paces = [b - a for a, b in itertools.pairwise(moments)]

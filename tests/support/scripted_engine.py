@@ -22,7 +22,8 @@ FIRST = 300  # token ids below are left to tokenizers' special tokens and bytes
 
 class ScriptedEngine:
     """`stoker.engine.Engine`'s driven side at `steps_per_second` (None: as fast as it can). An answer's tokens are a hash
-    of its prompt and seed, so whoever knows those knows them: `expected`."""
+    of its prompt and seed, so whoever knows those knows them: `expected`. `steps_file` gets of each turn the time (monotonic),
+    the steps so far and the seats taken."""
 
     eos_token_ids = (0,)
 
@@ -60,7 +61,7 @@ class ScriptedEngine:
         self._lock = threading.Lock()
         self._pace = None if steps_per_second is None else 1 / steps_per_second
         self._steps_file = steps_file
-        self._steps: list[float] = []
+        self._turns: list[tuple[float, int, int]] = []
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._drive, daemon=True)
 
@@ -96,7 +97,8 @@ class ScriptedEngine:
             if not self.loop.turn(timeout=0.2):
                 due = time.monotonic()
                 continue
-            self._steps.append(time.monotonic())
+            now = self.loop.stats()
+            self._turns.append((time.monotonic(), now.num_steps, now.num_running))
             if self._pace is not None:
                 due = max(due + self._pace, time.monotonic() - self._pace)
                 self._closed.wait(max(0.0, due - time.monotonic()))
@@ -129,7 +131,7 @@ class ScriptedEngine:
             self._thread.join(5)
         assert self._device.violations == [], self._device.violations
         if self._steps_file is not None:
-            Path(self._steps_file).write_text(json.dumps(self._steps))
+            Path(self._steps_file).write_text(json.dumps(self._turns))
 
 
 def expected(jobs: Sequence[tuple[Sequence[int], int, int]]) -> list[list[int]]:
