@@ -89,7 +89,9 @@ class Script:
         assert [f"{r}:{n}" for r, n in zip(rids, counts, strict=True)] == list(rows)
         seats = dict(zip(batch.row_seat.tolist(), rids, strict=True))
         sampled = [
-            seats.get(x, "fork") for x, k in zip(batch.out_seat.tolist(), batch.out_kind.tolist(), strict=True) if k == 0
+            seats.get(x, "fork")
+            for x, k in zip(batch.out_seat.tolist(), batch.out_kind.tolist(), strict=True)
+            if k == 0
         ]
         self.flight.append((batch.batch_id, sampled, batch.transfers["ticket"].tolist()))
         self.after = batch.transfers["after_step"].tolist()

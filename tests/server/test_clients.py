@@ -303,7 +303,9 @@ def test_a_call_can_be_forced(client: openai.OpenAI, claude: anthropic.Anthropic
         for chunk in client.chat.completions.create(**ask, tool_choice=named, stream=True)
         for part in chunk.choices[0].delta.tool_calls or ()
     ]
-    assert [part.function.arguments for part in streamed] == [call.function.arguments]
+    assert streamed[0].function.name == "bells"
+    assert len(streamed) > 3  # the arguments come as they grow
+    assert "".join(part.function.arguments for part in streamed) == call.function.arguments
     required = client.chat.completions.create(
         **ask, tool_choice="required", parallel_tool_calls=False
     ).choices[0]
@@ -317,6 +319,15 @@ def test_a_call_can_be_forced(client: openai.OpenAI, claude: anthropic.Anthropic
         temperature=0,
     )
     assert [item.type for item in response.output] == ["function_call"]
+    with client.responses.stream(
+        model=MODEL,
+        input="hello",
+        tools=flat,
+        tool_choice={"type": "function", "name": "bells"},
+        temperature=0,
+    ) as events:
+        (item,) = events.get_final_response().output
+        assert (item.type, item.arguments) == ("function_call", response.output[0].arguments)
     own: Any = [{"name": t["function"]["name"], "input_schema": t["function"]["parameters"]} for t in TOOLS]
     message = claude.messages.create(
         model=MODEL,
@@ -328,5 +339,13 @@ def test_a_call_can_be_forced(client: openai.OpenAI, claude: anthropic.Anthropic
     assert message.stop_reason == "tool_use"
     assert message.content[0].name == "bells"
     assert message.content[0].input["town"] in ("Brookbank", "Aldend")
+    with claude.messages.stream(
+        model=MODEL,
+        messages=MESSAGES,
+        max_tokens=80,
+        tools=own,
+        tool_choice={"type": "tool", "name": "bells"},
+    ) as stream:
+        assert stream.get_final_message().content[0].input["town"] in ("Brookbank", "Aldend")
     with pytest.raises(openai.BadRequestError, match="weather, bells"):
         client.chat.completions.create(**ask, tool_choice={"type": "function", "function": {"name": "no"}})

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from stoker.server.parsers import FORMATS, AnswerFormat, Piece, format_for
+from stoker.server.parsers import FORMATS, AnswerFormat, ForcedCalls, Piece, format_for, whole_calls
 
 CALL = '{"name": "add", "arguments": {"a": 1, "b": [2, "x"]}}'
 LLAMA = '{"name": "add", "parameters": {"a": 1, "b": [2, "x"]}}'
@@ -49,11 +49,36 @@ CASES = [
         ("So: ", "hm", [("add", ARGUMENTS), ("sub", "{}")]),
     ),
     ("none", "", "<think>x</think>", ("<think>x</think>", "", [])),
+    (
+        "qwen3",
+        "",
+        '<tool_call>{"arguments": {"a": 1}, "name": "add"}</tool_call>',
+        ("", "", [("add", '{"a": 1}')]),
+    ),
+    (
+        "qwen3",
+        "",
+        '<tool_call>{"name": "add", "arguments": "{\\"a\\": 1}"}</tool_call>',
+        ("", "", [("add", '{"a": 1}')]),
+    ),
+    ("qwen3", "", '<tool_call>{"name": "add"}</tool_call>', ("", "", [("add", "{}")])),
+    (
+        "qwen3",
+        "",
+        '<tool_call>{"name": "add", "arguments": {"a": "}\\"{',
+        ("", "", [("add", '{"a": "}\\"{')]),
+    ),
+    ("qwen3", "", '<tool_call>{"name": "ad', ('<tool_call>{"name": "ad', "", [])),
+    ("llama3", "", '{"type": "function", "name": "add", "parameters": null}', ("", "", [("add", "null")])),
+    ("llama3", "", f"{LLAMA} and so on", (" and so on", "", [("add", ARGUMENTS)])),
+    ("llama3", "", '[{"name": 3}]', ('[{"name": 3}]', "", [])),
 ]
 
 
 def put_together(pieces: list[Piece]) -> tuple[str, str, list[tuple[str, str]]]:
-    calls = [piece.call for piece in pieces if piece.call is not None]
+    begun = [piece.call.index for piece in pieces if piece.call is not None and piece.call.first]
+    calls = whole_calls(pieces)
+    assert begun == [call.index for call in calls]
     assert [call.index for call in calls] == list(range(len(calls)))
     assert len({call.id for call in calls}) == len(calls)
     return (
@@ -76,6 +101,37 @@ def test_an_answer_is_the_same_however_it_is_cut(
         edges = [0, *cut, len(answer)]
         pieces = [p for a, b in itertools.pairwise(edges) for p in parser.feed(answer[a:b])]
         assert put_together([*pieces, *parser.finish()]) == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("qwen3", f"<tool_call>\n{CALL}\n</tool_call>"),
+        ("llama3", LLAMA),
+        ("llama3", f"<|python_tag|>{LLAMA}"),
+        ("mistral", f"[TOOL_CALLS][{CALL}]"),
+        ("mistral", f"[TOOL_CALLS]add[ARGS]{ARGUMENTS}"),
+        ("forced", f"[{CALL}]"),
+    ],
+)
+def test_arguments_come_as_they_grow(name: str, answer: str) -> None:
+    """The name is told before the arguments, and every character of them in the feed that brings it."""
+    parser = ForcedCalls() if name == "forced" else FORMATS[name].parser("", TOOLS)
+    grown, told = "", 0
+    begin = answer.index(ARGUMENTS)
+    for at, character in enumerate(answer):
+        parts = [piece.call for piece in parser.feed(character) if piece.call is not None]
+        grown += "".join(part.arguments for part in parts)
+        told += sum(part.first and part.name == "add" for part in parts)
+        assert grown == answer[begin : at + 1][: len(ARGUMENTS)] if at >= begin else grown == ""
+        assert told == 1 or at < begin
+    assert parser.finish() == []
+
+
+def test_json_that_is_no_call_streams_as_text() -> None:
+    """An answer in JSON is not held back until its end because it might have been a call."""
+    parser = FORMATS["llama3"].parser("", TOOLS)
+    assert parser.feed('{"answer":') == [Piece(content='{"answer":')]
 
 
 def test_without_tools_no_call_is_looked_for() -> None:

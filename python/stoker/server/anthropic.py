@@ -16,7 +16,7 @@ from stoker.server.body import read
 from stoker.server.conversation import ChatRun, Conversation, needs_special_tokens, render, start
 from stoker.server.direct import DirectResponse
 from stoker.server.errors import ApiError, bad_request
-from stoker.server.parsers import Piece
+from stoker.server.parsers import Piece, whole_calls
 from stoker.server.protocol import Sampling, sampling_params
 from stoker.server.sse import named_frame
 from stoker.server.state import ServerState
@@ -191,10 +191,13 @@ class _Message:
         blocks: list[dict[str, Any]] = []
         for piece in pieces:
             kind, field, text = _shown(piece)
-            if piece.call is None and blocks and blocks[-1]["type"] == kind:
+            if piece.call is not None:
+                continue
+            if blocks and blocks[-1]["type"] == kind:
                 blocks[-1][field] += text
             else:
                 blocks.append(_block(piece))
+        blocks += [_block(Piece(call=call)) for call in whole_calls(pieces)]
         return {
             **self._head,
             "content": blocks or [{"type": "text", "text": ""}],
@@ -220,7 +223,7 @@ class _Message:
         events = []
         for piece in self._run.pieces_of(delta):
             kind, field, text = _shown(piece)
-            if piece.call is not None or kind != self._open_kind:
+            if kind != self._open_kind or (piece.call is not None and piece.call.first):
                 events += self._close_block()
                 self._index, self._open_kind = self._index + 1, kind
                 events.append(

@@ -17,7 +17,7 @@ from stoker.server.completions import prompt_logprobs, token_name, usage
 from stoker.server.conversation import ChatRun, Conversation, needs_special_tokens, start
 from stoker.server.direct import DirectResponse
 from stoker.server.errors import bad_request
-from stoker.server.parsers import Piece
+from stoker.server.parsers import Piece, whole_calls
 from stoker.server.protocol import ChatRequest, sampling_params
 from stoker.server.sse import DONE, TextFrames, frame
 from stoker.server.state import ServerState
@@ -212,13 +212,8 @@ def _delta(
 def tool_calls(pieces: list[Piece]) -> list[dict[str, Any]]:
     """The calls among pieces, in OpenAI's form."""
     return [
-        {
-            "id": piece.call.id,
-            "type": "function",
-            "function": {"name": piece.call.name, "arguments": piece.call.arguments},
-        }
-        for piece in pieces
-        if piece.call is not None
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for call in whole_calls(pieces)
     ]
 
 

@@ -3,37 +3,16 @@
 from __future__ import annotations
 
 import importlib
-import json
-import re
-import secrets
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-
-@dataclass(frozen=True, slots=True)
-class CallPart:
-    """A tool call, whole: calls are short, and half of one is of no use."""
-
-    index: int
-    id: str
-    name: str
-    arguments: str
-    """JSON."""
-
-    def delta(self) -> dict[str, Any]:
-        """As a streaming delta of the chat API."""
-        return {
-            "index": self.index,
-            "id": self.id,
-            "type": "function",
-            "function": {"name": self.name, "arguments": self.arguments},
-        }
+from stoker.server.call_reader import CallPart, CallReader
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of an answer: text, reasoning, or a call."""
+    """A part of an answer: text, reasoning, or some of a call."""
 
     content: str = ""
     reasoning: str = ""
@@ -119,16 +98,17 @@ def format_for(setting: str, templates: Iterable[str]) -> AnswerFormat:
 
 class MarkedText:
     """Reasoning and calls between markers. Text that may begin a marker, and line breaks that may stand before one, are
-    held back until it is decided, so that an answer gives the same pieces however it is cut."""
+    held back until it is decided, so that an answer gives the same pieces however it is cut. A call's arguments come as
+    they grow."""
 
     def __init__(self, spans: dict[str, tuple[str, str]], thinking: bool, bare_tools: frozenset[str]) -> None:
         self._spans = spans
         self._begins = [begin for begin, _ in spans.values()]
         self._inside: str | None = "think" if thinking else None
-        self._bare_tools = bare_tools
+        self._bare_tools = bare_tools  # empty once something else than a bare call has begun
+        self._reader: CallReader | None = None
         self._held = ""
         self._calls = 0
-        self._begun = False  # content was shown
         self._fresh = thinking  # right behind a marker, where line breaks are no part of the text
 
     def feed(self, text: str) -> list[Piece]:
@@ -139,21 +119,18 @@ class MarkedText:
         return pieces
 
     def finish(self) -> list[Piece]:
-        rest, self._held = self._held, ""
+        pieces: list[Piece] = []
         if self._inside == "call":
-            return self._parse_calls(rest) or ([Piece(content=self._spans["call"][0] + rest)])
-        if self._inside is None and self._may_be_bare(rest):
-            calls = self._parse_calls(rest, self._bare_tools)
-            if calls:
-                return calls
+            self._read_calls(len(self._held), pieces)
+            self._leave_call("", pieces)
+        elif self._inside == "bare":
+            self._held = self._leave_bare()
+        rest, self._held = self._held, ""
         if self._fresh or self._inside == "think":
             rest = rest.strip("\n")
-        if not rest:
-            return []
-        return [Piece(reasoning=rest)] if self._inside == "think" else [Piece(content=rest)]
-
-    def _may_be_bare(self, text: str) -> bool:
-        return bool(self._bare_tools) and not self._begun and text.lstrip()[:1] in ("", "{", "[")
+        if rest:
+            pieces.append(Piece(reasoning=rest) if self._inside == "think" else Piece(content=rest))
+        return pieces
 
     def _advance(self, pieces: list[Piece]) -> bool:
         """One move through what is held; False when more text is needed."""
@@ -163,44 +140,61 @@ class MarkedText:
                 return False
             self._fresh = False
         if self._inside is None:
-            begins = [
-                (at, kind) for kind, (begin, _) in self._spans.items() if (at := self._held.find(begin)) >= 0
-            ]
-            if not begins:
-                if not self._may_be_bare(self._held):
-                    self._show(self._safe(self._begins), pieces)
+            return self._advance_outside(pieces)
+        if self._inside == "bare":
+            self._read_calls(len(self._held), pieces)
+            if self._reader is None or not self._reader.failed:
                 return False
-            at, kind = min(begins)
-            self._show(len(self._held[:at].rstrip("\n")), pieces)
-            self._enter(kind, self._held.index(self._spans[kind][0]) + len(self._spans[kind][0]))
+            self._held = self._leave_bare()
             return True
         end = self._spans[self._inside][1]
         at = self._held.find(end) if end else -1
-        if at < 0:
-            if self._inside == "think":
-                self._show(self._safe([end]), pieces)
-            return False
         if self._inside == "think":
+            if at < 0:
+                self._show(self._safe([end]), pieces)
+                return False
             rest = self._held[at:]
             self._show(len(self._held[:at].rstrip("\n")), pieces)
             self._held = rest
         else:
-            text = self._held[:at]
-            pieces.extend(self._parse_calls(text) or [Piece(content=self._spans["call"][0] + text + end)])
-            self._held = self._held[at:]
+            self._read_calls(at if at >= 0 else self._safe([end] if end else []), pieces)
+            if at < 0:
+                return False
+            self._held = self._held[self._held.index(end) :]
+            self._leave_call(end, pieces)
         self._enter(None, len(end))
+        return True
+
+    def _advance_outside(self, pieces: list[Piece]) -> bool:
+        begins = [
+            (at, kind) for kind, (begin, _) in self._spans.items() if (at := self._held.find(begin)) >= 0
+        ]
+        if self._bare_tools and not begins:
+            first = self._held.lstrip()[:1]
+            if first and first in "{[":
+                self._inside, self._reader = "bare", CallReader(self._calls, self._bare_tools)
+                return True
+            if not first:
+                return False
+        if not begins:
+            self._show(self._safe(self._begins), pieces)
+            return False
+        at, kind = min(begins)
+        self._show(len(self._held[:at].rstrip("\n")), pieces)
+        self._enter(kind, self._held.index(self._spans[kind][0]) + len(self._spans[kind][0]))
         return True
 
     def _enter(self, kind: str | None, skip: int) -> None:
         self._held = self._held[skip:]
         self._inside = kind
         self._fresh = kind != "call"
+        self._reader = CallReader(self._calls) if kind == "call" else None
 
     def _show(self, count: int, pieces: list[Piece]) -> None:
         text, self._held = self._held[:count], self._held[count:]
         if text:
-            if self._inside is None:
-                self._begun = self._begun or bool(text.strip())
+            if self._inside is None and text.strip():
+                self._bare_tools = frozenset()
             pieces.append(Piece(reasoning=text) if self._inside == "think" else Piece(content=text))
 
     def _safe(self, markers: list[str]) -> int:
@@ -214,64 +208,52 @@ class MarkedText:
                 break
         return len(held[:end].rstrip("\n"))
 
-    def _parse_calls(self, text: str, known: Collection[str] = ()) -> list[Piece]:
-        found = _named_args(text) if "[ARGS]" in text else _json_calls(text)
-        if not found or (known and any(name not in known for name, _ in found)):
-            return []
-        pieces = []
-        for name, arguments in found:
-            pieces.append(Piece(call=CallPart(self._calls, f"call_{secrets.token_hex(12)}", name, arguments)))
-            self._calls += 1
-        return pieces
+    def _read_calls(self, count: int, pieces: list[Piece]) -> None:
+        text, self._held = self._held[:count], self._held[count:]
+        if self._reader is not None:
+            pieces.extend(Piece(call=part) for part in self._reader.feed(text))
+
+    def _leave_call(self, end: str, pieces: list[Piece]) -> None:
+        """Behind a span of calls: what was none of it is text."""
+        reader, self._reader = self._reader, None
+        if reader is None:
+            return
+        self._calls += reader.num_calls
+        if not reader.started:
+            pieces.append(Piece(content=self._spans["call"][0] + reader.rest + end))
+        elif reader.failed and reader.rest.strip():
+            pieces.append(Piece(content=reader.rest))
+
+    def _leave_bare(self) -> str:
+        """Behind bare calls: the text that was none."""
+        reader, self._reader, self._inside = self._reader, None, None
+        self._bare_tools = frozenset()
+        if reader is None:
+            return ""
+        self._calls += reader.num_calls
+        return reader.rest if reader.failed or not reader.started else ""
 
 
 class ForcedCalls:
     """An answer that was made under the schema of a forced tool_choice: nothing but a JSON list of calls."""
 
     def __init__(self) -> None:
-        self._text = ""
+        self._reader = CallReader(0)
 
     def feed(self, text: str) -> list[Piece]:
-        self._text += text
-        return []
+        return [Piece(call=part) for part in self._reader.feed(text)]
 
     def finish(self) -> list[Piece]:
-        calls = _json_calls(self._text)
-        if not calls:  # cut off by the length
-            return [Piece(content=self._text)] if self._text else []
-        return [
-            Piece(call=CallPart(index, f"call_{secrets.token_hex(12)}", name, arguments))
-            for index, (name, arguments) in enumerate(calls)
-        ]
-
-
-def _json_calls(text: str) -> list[tuple[str, str]]:
-    """One call or a list of them; Llama 3 puts ";" between several. Empty for anything else."""
-    decoder, calls, at = json.JSONDecoder(), [], 0
-    text = text.strip()
-    while at < len(text):
-        try:
-            value, at = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):
+        if self._reader.started or not self._reader.rest:
             return []
-        at += len(text[at:]) - len(text[at:].lstrip(" \n\r\t;"))
-        for one in value if isinstance(value, list) else [value]:
-            if not isinstance(one, dict) or not isinstance(one.get("name"), str):
-                return []
-            arguments = one.get("arguments", one.get("parameters", {}))
-            text_of = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-            calls.append((one["name"], text_of))
-    return calls
+        return [Piece(content=self._reader.rest)]  # cut off by the length
 
 
-def _named_args(text: str) -> list[tuple[str, str]]:
-    """Mistral's newer form: name[ARGS]{...}, and [TOOL_CALLS] between several."""
-    calls = []
-    for one in text.split("[TOOL_CALLS]"):
-        name, _, arguments = re.sub(r"\[CALL_ID\][^\[]*", "", one).strip().partition("[ARGS]")
-        try:
-            json.loads(arguments)
-        except (ValueError, RecursionError):
-            return []
-        calls.append((name.strip(), arguments.strip()))
-    return calls
+def whole_calls(pieces: Iterable[Piece]) -> list[CallPart]:
+    """The calls among pieces, each put together."""
+    calls: dict[int, CallPart] = {}
+    for piece in pieces:
+        if (part := piece.call) is not None:
+            whole = calls.setdefault(part.index, CallPart(part.index, part.id, part.name, first=True))
+            whole.arguments += part.arguments
+    return list(calls.values())

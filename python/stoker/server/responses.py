@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from stoker.server.answers import Delta
 from stoker.server.body import read
+from stoker.server.call_reader import CallPart
 from stoker.server.chat import template_kwargs
 from stoker.server.conversation import ChatRun, Conversation, needs_special_tokens, start
 from stoker.server.direct import DirectResponse
@@ -215,33 +216,30 @@ class _Response:
     def _grow(self, pieces: list[Piece], num_tokens: int = 0) -> Iterator[bytes]:
         for piece in pieces:
             if piece.call is not None:
-                yield from self._close_item("completed")
-                call = {
-                    "type": "function_call",
-                    "id": f"fc_{secrets.token_hex(12)}",
-                    "call_id": piece.call.id,
-                    "name": piece.call.name,
-                    "arguments": "",
-                    "status": "in_progress",
-                }
-                yield from self._open_item(call)
-                call["arguments"] = piece.call.arguments
-                place = {"item_id": call["id"], "output_index": len(self._items) - 1}
-                yield self._event(
-                    "response.function_call_arguments.delta", **place, delta=piece.call.arguments
-                )
-                yield self._event(
-                    "response.function_call_arguments.done",
-                    **place,
-                    name=piece.call.name,
-                    arguments=piece.call.arguments,
-                )
-                yield from self._close_item("completed")
+                yield from self._grow_call(piece.call)
             elif piece.reasoning:
                 self._reasoning_tokens += num_tokens
                 yield from self._grow_text("reasoning", piece.reasoning)
             else:
                 yield from self._grow_text("message", piece.content)
+
+    def _grow_call(self, part: CallPart) -> Iterator[bytes]:
+        if part.first:
+            yield from self._close_item("completed")
+            call = {
+                "type": "function_call",
+                "id": f"fc_{secrets.token_hex(12)}",
+                "call_id": part.id,
+                "name": part.name,
+                "arguments": "",
+                "status": "in_progress",
+            }
+            yield from self._open_item(call)
+        item = self._items[-1]
+        item["arguments"] += part.arguments
+        if part.arguments:
+            place = {"item_id": item["id"], "output_index": len(self._items) - 1}
+            yield self._event("response.function_call_arguments.delta", **place, delta=part.arguments)
 
     def _grow_text(self, kind: str, text: str) -> Iterator[bytes]:
         item = self._items[-1] if self._items and self._items[-1]["status"] == "in_progress" else None
@@ -270,7 +268,11 @@ class _Response:
             return
         item = self._items[-1]
         item["status"] = status
-        if item["type"] != "function_call":
+        if item["type"] == "function_call":
+            said = {key: item[key] for key in ("name", "arguments")}
+            place = {"item_id": item["id"], "output_index": len(self._items) - 1}
+            yield self._event("response.function_call_arguments.done", **place, **said)
+        else:
             part = item["content"][0]
             kind = "output_text" if item["type"] == "message" else "reasoning_text"
             extra: dict[str, Any] = {"logprobs": []} if kind == "output_text" else {}
