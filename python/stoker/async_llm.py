@@ -68,9 +68,8 @@ class AsyncLLM:
         that is cancelled, or closes the iterator, ends the request at once. Raises ValueError on the first step for a
         bad prompt or parameter, and RuntimeError if the engine dies.
         """
-        params = sampling_params or default_sampling_params(self.engine)
         request = await self._tokenize(prompt)
-        check_params(params, self.tokenizer)
+        params = check_params(sampling_params or default_sampling_params(self.engine), self.tokenizer)
         count = next(self._next_rid)
         name = request_id if request_id is not None else str(count)
         # The engine's own name is never used twice, so that late news of a request cannot reach a namesake.

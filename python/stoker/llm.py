@@ -195,7 +195,7 @@ class LLM:
         try:
             for index, (request, own) in enumerate(zip(requests, each, strict=True)):
                 try:
-                    check_params(own, self.tokenizer)
+                    own = check_params(own, self.tokenizer)
                     rid = str(next(self._next_rid))
                     self.engine.add_request(
                         rid,
@@ -265,12 +265,15 @@ def default_sampling_params(engine: Engine) -> SamplingParams:
     return SamplingParams(**engine.generation_config.defaults)
 
 
-def check_params(params: SamplingParams, tokenizer: Tokenizer | None) -> None:
-    """What SamplingParams cannot know by itself: stop strings are found in text."""
+def check_params(params: SamplingParams, tokenizer: Tokenizer | None) -> SamplingParams:
+    """What SamplingParams cannot know by itself: stop strings are found in text, bad words are tokens."""
     if params.stop and tokenizer is None:
         raise ValueError(f"stop={params.stop!r} needs the tokenizer, which skip_tokenizer_init=True left out")
     if params.stop and not params.detokenize:
         raise ValueError(f"stop={params.stop!r} needs detokenize=True")
+    if params.bad_words and tokenizer is None:
+        raise ValueError("bad_words needs the tokenizer, which skip_tokenizer_init=True left out")
+    return params if tokenizer is None else params.with_word_tokens(tokenizer.word_tokens)
 
 
 def params_for_each(params: Params, count: int, engine: Engine) -> list[SamplingParams]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from stoker.structured_outputs import StructuredOutputsParams
 
@@ -15,7 +15,7 @@ _MAX_INT = 2**31 - 1
 class SamplingParams:
     """What one request asks of the sampler. Bad values raise ValueError that says what was given and what is allowed.
 
-    Order of application: what structured_outputs allows, logit bias, no stop tokens before `min_tokens`, penalties, temperature, min-p, top-k, top-p.
+    Order of application: what structured_outputs, allowed_token_ids and bad_words leave, logit bias, no stop tokens before `min_tokens`, penalties, temperature, min-p, top-k, top-p.
     """
 
     n: int = 1
@@ -52,6 +52,12 @@ class SamplingParams:
     """The same for the prompt's tokens."""
     logit_bias: Mapping[int, float] | None = None
     """Added to the logits of these tokens."""
+    allowed_token_ids: Sequence[int] | None = None
+    """No other token comes, an end-of-sequence token neither unless it is among them. A tuple after construction."""
+    bad_words: Sequence[str] = ()
+    """Words whose tokens never come one after another, neither at a word's beginning nor inside one. A tuple after construction."""
+    bad_words_token_ids: Sequence[Sequence[int]] = ()
+    """The same as token ids; where there is a tokenizer, bad_words are added to them."""
     include_stop_str_in_output: bool = False
     detokenize: bool = True
     """False: token ids only, no text."""
@@ -84,13 +90,37 @@ class SamplingParams:
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)
             self._require(value is None or 0 <= value <= _MAX_INT, name, "0 or more, or None")
-        object.__setattr__(self, "stop", self._stop_strings())
-        object.__setattr__(self, "stop_token_ids", self._stop_tokens())
+        object.__setattr__(self, "stop", self._strings("stop"))
+        object.__setattr__(self, "bad_words", self._strings("bad_words"))
+        object.__setattr__(
+            self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids or (), empty=True)
+        )
+        if self.allowed_token_ids is not None:
+            allowed = _token_ids("allowed_token_ids", self.allowed_token_ids)
+            object.__setattr__(self, "allowed_token_ids", allowed)
+        words = tuple(_token_ids("bad_words_token_ids", word) for word in self.bad_words_token_ids or ())
+        object.__setattr__(self, "bad_words_token_ids", words)
         self._check_bias()
         if self.structured_outputs is not None:
             object.__setattr__(
                 self, "structured_outputs", StructuredOutputsParams.from_any(self.structured_outputs)
             )
+
+    def with_word_tokens(self, word_tokens: Callable[[str], Sequence[Sequence[int]]]) -> SamplingParams:
+        """These, with `bad_words` as token ids: the engine knows no others. `word_tokens` is Tokenizer.word_tokens."""
+        if not self.bad_words:
+            return self
+        ids = [tuple(ids) for word in self.bad_words for ids in word_tokens(word)]
+        return replace(self, bad_words=(), bad_words_token_ids=(*self.bad_words_token_ids, *ids))
+
+    @property
+    def needs_masks(self) -> bool:
+        """Whether some tokens are ruled out at each step."""
+        return (
+            self.structured_outputs is not None
+            or self.allowed_token_ids is not None
+            or len(self.bad_words_token_ids) > 0
+        )
 
     def _require(self, ok: bool, name: str, allowed: str) -> None:
         if not ok:
@@ -103,18 +133,11 @@ class SamplingParams:
         inside = low < value <= high if open_low else low <= value <= high
         self._require(inside and math.isfinite(value), name, allowed)
 
-    def _stop_strings(self) -> tuple[str, ...]:
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        if any(not isinstance(one, str) or not one for one in stop):
-            raise ValueError(f"stop={self.stop!r}: must be non-empty strings")
-        return stop
-
-    def _stop_tokens(self) -> tuple[int, ...]:
-        found = tuple(self.stop_token_ids or ())
-        if any(
-            not isinstance(one, int) or isinstance(one, bool) or not 0 <= one <= _MAX_INT for one in found
-        ):
-            raise ValueError(f"stop_token_ids={self.stop_token_ids!r}: must be token ids, 0 or more")
+    def _strings(self, name: str) -> tuple[str, ...]:
+        given = getattr(self, name)
+        found = (given,) if isinstance(given, str) else tuple(given or ())
+        if any(not isinstance(one, str) or not one for one in found):
+            raise ValueError(f"{name}={given!r}: must be non-empty strings")
         return found
 
     def _check_bias(self) -> None:
@@ -127,3 +150,12 @@ class SamplingParams:
                 raise ValueError(f"logit_bias: {token_id!r} is no token id; ids are ints, 0 or more")
             if not isinstance(bias, (int, float)) or not math.isfinite(bias):
                 raise ValueError(f"logit_bias[{token_id}]={bias!r}: must be a finite number")
+
+
+def _token_ids(name: str, given: Sequence[int], *, empty: bool = False) -> tuple[int, ...]:
+    found = tuple(given)
+    if any(not isinstance(one, int) or isinstance(one, bool) or not 0 <= one <= _MAX_INT for one in found):
+        raise ValueError(f"{name}={given!r}: must be token ids, 0 or more")
+    if not found and not empty:
+        raise ValueError(f"{name} is empty: at least one token id is needed")
+    return found

@@ -70,6 +70,30 @@ def test_other_forms(demo: RunningServer) -> None:
         jsonschema.validate(json.loads(answer["output"][-1]["content"][0]["text"]), SCHEMA)
 
 
+def test_allowed_tokens_and_bad_words(demo: RunningServer) -> None:
+    """vLLM's fields, whole and streamed; bad words are spelled by the server's tokenizer."""
+    with demo.client(headers=KEY) as client:
+        ask = {"prompt": "Once upon a time", "temperature": 0, "max_tokens": 12}
+
+        def said(**fields: Any) -> str:
+            answer = client.post("/v1/completions", json={**ask, **fields})
+            assert answer.status_code == 200, answer.text
+            return str(answer.json()["choices"][0]["text"])
+
+        free = said()
+        assert free.split()[1] not in said(bad_words=[free.split()[1]]).split()
+        ids = client.post("/tokenize", json={"prompt": " the house"}).json()["tokens"]
+        assert set(said(allowed_token_ids=ids).split()) <= {"the", "house"}
+        for fields, words in [
+            ({"allowed_token_ids": []}, "at least one"),
+            ({"allowed_token_ids": [10**8]}, "outside the vocabulary"),
+            ({"bad_words": ["x"] * 257}, "at most 256"),
+        ]:
+            answer = client.post("/v1/completions", json={**ask, **fields})
+            assert answer.status_code == 400
+            assert words in answer.json()["error"]["message"]
+
+
 def test_what_is_refused(demo: RunningServer) -> None:
     """A 400 with the compiler's words, or with the limit; before anything of a stream was sent."""
     deep: dict[str, Any] = {"type": "string"}

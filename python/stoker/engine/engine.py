@@ -118,6 +118,11 @@ class Engine:
             )
         self._check_token_ids("stop_token_ids", params.stop_token_ids)
         self._check_token_ids("logit_bias", params.logit_bias or ())
+        self._check_token_ids("allowed_token_ids", params.allowed_token_ids or ())
+        for word in params.bad_words_token_ids:
+            self._check_token_ids("bad_words_token_ids", word)
+        if params.bad_words:
+            raise ValueError("bad_words: an engine knows token ids only; give bad_words_token_ids")
         grammar, ready = self._open_grammar(params)
         try:
             req = Req(
@@ -148,10 +153,10 @@ class Engine:
         self._grammars.tokenizer_json = to_json
 
     def _open_grammar(self, params: SamplingParams) -> tuple[int, bool]:
-        """The number of a request's grammar (0: it has none) and whether it is compiled."""
-        if params.structured_outputs is None:
+        """The number of what makes a request's masks (0: nothing does) and whether it is compiled."""
+        if not params.needs_masks:
             return 0, True
-        if self.config.skip_tokenizer_init:
+        if params.structured_outputs is not None and self.config.skip_tokenizer_init:
             raise ValueError(
                 "structured_outputs needs the tokenizer, which skip_tokenizer_init=True left out"
             )

@@ -1,4 +1,5 @@
-"""Grammars of structured output: compiled on a thread of their own, kept, and asked for masks by the loop while the device computes.
+"""What rules tokens out, step by step: grammars of structured output, compiled on a thread of their own and kept; allowed
+tokens; bad words. The loop asks for masks while the device computes.
 
 The loop's mask source (`stoker._core.loop`): `fill` and `forget` come from the thread that drives, everything else from
 whoever adds requests. An answer's state follows from its tokens, which the loop tells as they are committed; so overlap,
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from stoker.engine.token_rules import TokenRules, clear_bits, set_bits
 from stoker.structured_outputs import check_source, parser_limits, refusal
 
 if TYPE_CHECKING:
@@ -43,9 +45,11 @@ class _Compiled:
 
 @dataclass(slots=True)
 class _Use:
-    """One request's grammar and how its end is minded."""
+    """What one request's masks are made of, and how a grammar's end is minded."""
 
-    compiled: _Compiled
+    compiled: _Compiled | None
+    """Its grammar, if it has one."""
+    rules: TokenRules | None
     answers_left: int
     min_tokens: int
     ends: npt.NDArray[np.int64]
@@ -82,6 +86,9 @@ class Grammars:
         self._tokenizer: Any = None
         # The driving thread's own.
         self._matchers: dict[int, Any] = {}
+        self._tails: dict[
+            int, list[int]
+        ] = {}  # an answer's last tokens, where words of several are ruled out
         self._executor: Any = None
         self._masks = np.zeros((16, self._words), np.int32)
 
@@ -93,8 +100,28 @@ class Grammars:
         ValueError with the compiler's words for a grammar that is wrong whatever the tokenizer; what only the tokenizer
         can tell comes through `when_done`. `close` or the ends of its answers give the number back.
         """
+        source = self._source(params)
+        with self._lock:
+            compiled = None if source is None else self._compiled(source)
+            number = self._next
+            self._next = self._next % (2**31 - 1) + 1
+            ends = set(self._eos)
+            self._uses[number] = _Use(
+                compiled,
+                TokenRules.of(params, self._vocab_size),
+                params.n,
+                params.min_tokens,
+                np.array(sorted(ends), np.int64),
+                np.array(sorted(set(params.stop_token_ids) - ends), np.int64),
+                params.ignore_eos,
+            )
+            return number
+
+    def _source(self, params: SamplingParams) -> str | None:
+        """The grammar as llguidance reads it, looked over."""
         structured = params.structured_outputs
-        assert structured is not None
+        if structured is None:
+            return None
         if not self._eos:
             raise ValueError("structured_outputs needs a model with an end-of-sequence token")
         try:
@@ -105,36 +132,30 @@ class Grammars:
             known = source in self._cache
         if not known:
             check_source(source)
-        with self._lock:
-            compiled = self._cache.get(source)
-            if compiled is None:
-                compiled = self._cache[source] = _Compiled()
-                if self._pool is None:
-                    self._pool = ThreadPoolExecutor(1, "stoker-grammars")
-                timer = threading.Timer(COMPILE_SECONDS, self._give_up, (compiled,))
-                timer.daemon = True
-                timer.start()
-                self._pool.submit(self._compile, source, compiled, timer)
-                if len(self._cache) > _CACHED:
-                    self._cache.popitem(last=False)
-            self._cache.move_to_end(source)
-            number = self._next
-            self._next = self._next % (2**31 - 1) + 1
-            ends = set(self._eos)
-            self._uses[number] = _Use(
-                compiled,
-                params.n,
-                params.min_tokens,
-                np.array(sorted(ends), np.int64),
-                np.array(sorted(set(params.stop_token_ids) - ends), np.int64),
-                params.ignore_eos,
-            )
-            return number
+        return source
+
+    def _compiled(self, source: str) -> _Compiled:
+        """Under the lock: the grammar, which begins to be compiled where it is new."""
+        compiled = self._cache.get(source)
+        if compiled is None:
+            compiled = self._cache[source] = _Compiled()
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(1, "stoker-grammars")
+            timer = threading.Timer(COMPILE_SECONDS, self._give_up, (compiled,))
+            timer.daemon = True
+            timer.start()
+            self._pool.submit(self._compile, source, compiled, timer)
+            if len(self._cache) > _CACHED:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(source)
+        return compiled
 
     def is_ready(self, number: int) -> bool:
         """Whether masks can be made. ValueError if the grammar is refused."""
         with self._lock:
             compiled = self._uses[number].compiled
+            if compiled is None:
+                return True
             if compiled.error is not None:
                 raise ValueError(compiled.error)
             return compiled.done
@@ -143,10 +164,10 @@ class Grammars:
         """Calls `tell` when the grammar is compiled or refused: now, or later on the compiler's thread."""
         with self._lock:
             compiled = self._uses[number].compiled
-            if not compiled.done:
+            if compiled is not None and not compiled.done:
                 compiled.waiting.append(tell)
                 return
-        tell(compiled.error)
+        tell(None if compiled is None else compiled.error)
 
     def close(self, number: int) -> None:
         """Gives a number back whose request was not taken."""
@@ -199,16 +220,35 @@ class Grammars:
         if len(rows) > len(self._masks):
             self._masks = np.zeros((2 * len(rows), self._words), np.int32)
         masks = self._masks[: len(rows)]
+        failed = self._grammar_masks(rows, masks)
+        for index, (key, number, _, tokens) in enumerate(rows):
+            use = self._uses[number]
+            if use.rules is None:
+                continue
+            tail = self._tails.setdefault(key, [])
+            if not use.rules.apply(masks[index], tail, tokens, alone=use.compiled is None):
+                failed.append((index, refusal("allowed_token_ids and bad_words leave no token here")))
+        return masks, failed
+
+    def _grammar_masks(
+        self, rows: list[tuple[int, int, int, list[int]]], masks: npt.NDArray[np.int32]
+    ) -> list[tuple[int, str]]:
+        """Fills the masks of the rows that have a grammar; returns those that cannot go on."""
         matchers, consume = [], []
         for index, (key, number, _, tokens) in enumerate(rows):
+            compiled = self._uses[number].compiled
+            if compiled is None:
+                continue
             matcher = self._matchers.get(key)
             if matcher is None:
-                matcher = self._matchers[key] = self._uses[number].compiled.matcher.deep_copy()
+                matcher = self._matchers[key] = compiled.matcher.deep_copy()
             if len(tokens) == 1:
                 consume.append((matcher, tokens[0]))
             elif tokens:
                 matcher.consume_tokens(tokens)
             matchers.append((matcher, index))
+        if not matchers:
+            return []
         if self._executor is None:
             import llguidance
 
@@ -217,16 +257,18 @@ class Grammars:
             self._executor.consume_token_par(consume)
         self._executor.unsafe_compute_mask_ptr(matchers, masks.ctypes.data, 4 * self._words, len(rows))
         failed = []
-        for (_, number, outputs, _), (matcher, index) in zip(rows, matchers, strict=True):
+        for matcher, index in matchers:
+            _, number, outputs, _ = rows[index]
             if matcher.is_error():
                 failed.append((index, refusal(matcher.get_error())))
             elif (use := self._uses[number]).special:
                 _mind_ends(use, matcher, masks[index], outputs)
-        return masks, failed
+        return failed
 
     def forget(self, key: int, number: int) -> None:
         """An answer has ended."""
         self._matchers.pop(key, None)
+        self._tails.pop(key, None)
         with self._lock:
             use = self._uses.get(number)
             if use is not None:
@@ -241,15 +283,7 @@ def _mind_ends(use: _Use, matcher: Any, mask: npt.NDArray[np.int32], outputs: in
     words = mask.view(np.uint32)
     may_end = outputs >= use.min_tokens and matcher.is_accepting()
     if not may_end or use.never_ends:
-        _clear(words, use.ends)
-    (_set if may_end else _clear)(words, use.stops)
+        clear_bits(words, use.ends)
+    (set_bits if may_end else clear_bits)(words, use.stops)
     if not mask.any():
         mask[:] = before
-
-
-def _clear(words: npt.NDArray[np.uint32], tokens: npt.NDArray[np.int64]) -> None:
-    np.bitwise_and.at(words, tokens >> 5, ~(np.uint32(1) << (tokens & 31).astype(np.uint32)))
-
-
-def _set(words: npt.NDArray[np.uint32], tokens: npt.NDArray[np.int64]) -> None:
-    np.bitwise_or.at(words, tokens >> 5, np.uint32(1) << (tokens & 31).astype(np.uint32))

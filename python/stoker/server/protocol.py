@@ -64,10 +64,10 @@ class Sampling(msgspec.Struct, kw_only=True):
     prompt_logprobs: int | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
-    # Known from vLLM and not built: an error that says so, never ignored.
-    use_beam_search: bool = False
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
+    # Known from vLLM and not built: an error that says so, never ignored.
+    use_beam_search: bool = False
     logits_processors: list[Any] | None = None
 
 
@@ -154,19 +154,24 @@ def sampling_params(
     defaults: dict[str, Any],
 ) -> SamplingParams:
     """The SamplingParams of a body. `defaults` come from the checkpoint's generation_config. 400 for what is not allowed."""
-    for name in ("use_beam_search", "allowed_token_ids", "bad_words", "logits_processors"):
+    for name in ("use_beam_search", "logits_processors"):
         if getattr(body, name):
             raise bad_request(f"{name} is not built here", name)
     n = 1 if body.n is None else body.n
     if not 1 <= n <= limits.max_n:
         raise bad_request(f"n={n}: 1 to {limits.max_n} are allowed", "n")
     stop = [body.stop] if isinstance(body.stop, str) else list(body.stop or ())
-    if len(stop) > limits.max_stop_strings:
-        raise bad_request(f"{len(stop)} stop strings: at most {limits.max_stop_strings} are allowed", "stop")
-    if any(len(one) > limits.max_stop_chars for one in stop):
-        raise bad_request(
-            f"a stop string is longer than the {limits.max_stop_chars} characters allowed", "stop"
-        )
+    bad_words = body.bad_words or []
+    for name, texts, most in (
+        ("stop", stop, limits.max_stop_strings),
+        ("bad_words", bad_words, limits.max_bad_words),
+    ):
+        if len(texts) > most:
+            raise bad_request(f"{len(texts)} {name} strings: at most {most} are allowed", name)
+        if any(len(one) > limits.max_stop_chars for one in texts):
+            raise bad_request(
+                f"a string of {name} is longer than the {limits.max_stop_chars} characters allowed", name
+            )
     if prompt_logprobs is None:
         prompt_logprobs = body.prompt_logprobs
     for name, count in (("logprobs", logprobs), ("prompt_logprobs", prompt_logprobs)):
@@ -200,6 +205,8 @@ def sampling_params(
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
             logit_bias=_logit_bias(body, limits),
+            allowed_token_ids=body.allowed_token_ids,
+            bad_words=tuple(bad_words),
             skip_special_tokens=body.skip_special_tokens
             if skip_special_tokens is None
             else skip_special_tokens,

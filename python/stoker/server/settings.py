@@ -13,6 +13,7 @@ class Limits:
     max_n: int = 64
     max_stop_strings: int = 16
     max_stop_chars: int = 1024
+    max_bad_words: int = 256
     max_logit_bias: int = 1024
     max_logprobs: int = 20
     max_stop_token_ids: int = 128

@@ -164,6 +164,10 @@ class ServerState:
         if min(prompt) < 0 or max(prompt) > 2**31 - 1:
             raise bad_request("token ids must be 0 or more and inside the vocabulary", "prompt")
         try:
+            params = params.with_word_tokens(self.tokenizer.word_tokens)
+        except ValueError as error:
+            raise bad_request(f"bad_words: {error}", "bad_words") from None
+        try:
             found = self.client.submit(
                 rid,
                 prompt,

@@ -117,6 +117,11 @@ class Tokenizer:
                 "only valid Unicode is allowed"
             ) from None
 
+    def word_tokens(self, word: str) -> list[list[int]]:
+        """The token ids by which a text may show a word: where it stands first, and behind a space."""
+        spelled = self.encode_batch([word.lstrip(), " " + word.lstrip()], add_special_tokens=False)
+        return [ids for place, ids in enumerate(spelled) if ids and ids not in spelled[:place]]
+
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of `token_ids`; what is no UTF-8 shows as U+FFFD. Ids outside the vocabulary have no text."""
         return self.backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
