@@ -3,7 +3,8 @@
     nice -n 10 python benchmarks/soak.py --minutes 30 --json out.json
 
 Clients stream and do not, chat, ask for schemas, several answers, stop strings and nonsense, and walk away at random: before
-the answer, in the middle of a stream, in the middle of their own request. Memory is each process's resident set, the slope
+the answer, in the middle of a stream, in the middle of their own request. The KV pool is small, and the host pool smaller, so
+that requests step aside both ways: swapped out, and retracted where the host has no room. Memory is each process's resident set, the slope
 that of a line through the last two thirds of the run.
 """
 
@@ -33,7 +34,9 @@ DEMO = {
     "model": "stoker-demo",
     "progress": False,
     "max_num_seqs": 8,
-    "num_kv_blocks": 60,
+    "num_kv_blocks": 33,
+    "swap_space": 0.0004,
+    "preemption": "swap",
     "admission": "greedy",
     "max_model_len": 512,
 }
@@ -199,6 +202,8 @@ def _run(
     wrong = [f"{name}: {stats[name]:g} left" for name in ("num_running", "num_waiting") if stats[name]]
     held = stats["num_blocks"] - stats["num_free_blocks"] - stats["num_cached_blocks"]
     wrong += [f"{held:g} KV blocks are held by nobody"] * (held != 0)
+    host_held = stats["num_host_blocks"] - stats["num_free_host_blocks"]
+    wrong += [f"{host_held:g} host blocks are held by nobody"] * (host_held != 0)
     wrong += [
         f"{n} {what}"
         for what, n in load.seen.items()
@@ -218,7 +223,10 @@ def _run(
         "seen": dict(load.seen),
         "answers_finished": metrics["stoker_answers_finished_total"],
         "output_tokens": stats["output_tokens"],
-        "num_preemptions": stats["num_preemptions"],
+        "preemptions": {
+            "retract": stats["num_preemptions"] - stats["num_swaps"],
+            "swap": stats["num_swaps"],
+        },
         "memory_mb": {name: [round(s[0][1], 1), round(s[-1][1], 1)] for name, s in samples.items()},
         "slope_mb_per_minute": {name: round(slope(s), 4) for name, s in samples.items()},
         "wrong": wrong,
@@ -237,6 +245,7 @@ def main() -> None:
     print(json.dumps(figures, indent=2))
     if args.json:
         Path(args.json).write_text(json.dumps(figures, indent=2) + "\n")
+    figures["wrong"] += [f"no {kind}" for kind, count in figures["preemptions"].items() if not count]
     if figures["wrong"] or max(figures["slope_mb_per_minute"].values()) >= 1.0:
         raise SystemExit("the soak failed")
 

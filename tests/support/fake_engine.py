@@ -193,9 +193,12 @@ class FakeEngine:
             num_cached_blocks=0,
             num_steps=self.steps,
             num_preemptions=0,
+            num_swaps=0,
             num_swapped=0,
             num_used_blocks=10,
             num_draining_blocks=0,
+            num_host_blocks=0,
+            num_free_host_blocks=0,
             prompt_tokens=0,
             output_tokens=0,
         )

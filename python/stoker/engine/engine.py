@@ -261,9 +261,12 @@ class Engine:
             num_cached_blocks=s.num_cached_blocks,
             num_steps=s.num_steps,
             num_preemptions=s.num_preemptions,
+            num_swaps=s.num_swaps,
             num_swapped=s.num_swapped,
             num_used_blocks=s.num_used_blocks,
             num_draining_blocks=s.num_draining_blocks,
+            num_host_blocks=s.num_host_blocks,
+            num_free_host_blocks=s.num_free_host_blocks,
             prompt_tokens=s.prefill_tokens,
             output_tokens=s.output_tokens,
         )

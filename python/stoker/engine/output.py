@@ -75,11 +75,17 @@ class EngineStats:
     """Blocks that nobody holds and the prefix cache remembers."""
     num_steps: int
     num_preemptions: int
+    """Requests that had to step aside, by recompute or by swap."""
+    num_swaps: int
+    """Of these, by swap."""
     num_swapped: int
     """Requests whose KV lies in host memory."""
     num_used_blocks: int
     num_draining_blocks: int
     """Blocks that nobody holds but that a step or a copy in flight still touches."""
+    num_host_blocks: int
+    """Blocks of the host pool that swapped requests' KV goes to."""
+    num_free_host_blocks: int
     prompt_tokens: int
     """Prompt tokens computed so far (cached ones not counted)."""
     output_tokens: int

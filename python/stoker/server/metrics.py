@@ -131,7 +131,7 @@ class Pace:
         tally.total += tokens
 
 
-_COUNTERS = frozenset({"num_steps", "num_preemptions", "prompt_tokens", "output_tokens"})
+_COUNTERS = frozenset({"num_steps", "num_preemptions", "num_swaps", "prompt_tokens", "output_tokens"})
 
 
 class _EngineLook(Collector):
@@ -154,8 +154,9 @@ class _EngineLook(Collector):
         preemptions = CounterMetricFamily(
             "stoker_preemptions", "Requests that had to step aside", labels=["kind"]
         )
-        # The scheduler takes KV away to be recomputed; it moves none to the host yet.
-        preemptions.add_metric(["retract"], values.get("num_preemptions", 0))
+        swaps = values.get("num_swaps", 0)
+        preemptions.add_metric(["retract"], values.get("num_preemptions", 0) - swaps)
+        preemptions.add_metric(["swap"], swaps)
         families += [blocks, requests, preemptions]
         for name, value in values.items():
             kind = CounterMetricFamily if name in _COUNTERS else GaugeMetricFamily
