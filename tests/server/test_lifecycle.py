@@ -323,6 +323,46 @@ def test_the_dashboard_asks_for_metrics_that_exist(server: RunningServer) -> Non
                 assert re.search(rf"^{name}[{{ ]", page, re.MULTILINE), name
 
 
+@pytest.mark.parametrize("own_server", [{"store_responses": 2}], indirect=True)
+def test_stored_responses(own_server: RunningServer, server: RunningServer) -> None:
+    """A response goes on from a stored one as if its whole conversation had been sent; the newest two are kept; nothing is
+    where it is not asked for."""
+    with own_server.client() as http:
+
+        def ask(**body: Any) -> dict[str, Any]:
+            answer = http.post("/v1/responses", json={"max_output_tokens": 3, **body})
+            assert answer.status_code == 200, answer.text
+            return dict(answer.json())
+
+        first = ask(input="hi", instructions="the")
+        assert first["store"]
+        again = http.get(f"/v1/responses/{first['id']}").json()
+        assert again == first
+        second = ask(input="the", previous_response_id=first["id"])
+        said = [
+            {"role": "user", "content": "hi"},
+            *first["output"],
+            {"role": "user", "content": "the"},
+        ]
+        whole = ask(input=said, store=False)
+        assert second["usage"]["input_tokens"] == whole["usage"]["input_tokens"]
+        assert second["output"][0]["content"] == whole["output"][0]["content"]
+        assert http.get(f"/v1/responses/{whole['id']}").status_code == 404
+        with http.stream(
+            "POST", "/v1/responses", json={"input": "x", "stream": True, "max_output_tokens": 2}
+        ) as streamed:
+            last = [json.loads(line[6:]) for line in streamed.iter_lines() if line.startswith("data: ")][-1]
+        assert http.get(f"/v1/responses/{last['response']['id']}").json() == last["response"]
+        gone = http.post("/v1/responses", json={"input": "x", "previous_response_id": first["id"]})
+        assert gone.status_code == 404
+        assert http.delete(f"/v1/responses/{second['id']}").json()["deleted"]
+        assert http.get(f"/v1/responses/{second['id']}").status_code == 404
+    with server.client() as http:
+        refused = http.post("/v1/responses", json={"input": "x", "previous_response_id": "resp-1"})
+        assert refused.status_code == 400
+        assert "--store-responses" in refused.json()["error"]["message"]
+
+
 def test_keys_from_a_file_and_options_that_are_wrong(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

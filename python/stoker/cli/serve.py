@@ -44,6 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-queue", type=int, default=0, metavar="N", help="503 beyond N waiting requests (0: no limit)"
     )
     server.add_argument("--restart-engine", action="store_true", help="start a dead engine process anew")
+    server.add_argument(
+        "--store-responses",
+        type=int,
+        default=0,
+        metavar="N",
+        help="keep the newest N responses of /v1/responses for previous_response_id",
+    )
     server.add_argument("--no-access-log", action="store_true")
     server.add_argument(
         "--log-prompts", action="store_true", help="write prompts to the log (off unless asked)"
@@ -93,6 +100,11 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--port {args.port}: 1 to 65535 are allowed")
     if not 1 <= args.api_workers <= 64:
         raise ValueError(f"--api-workers {args.api_workers}: 1 to 64 are allowed")
+    if args.store_responses < 0 or (args.store_responses and args.api_workers > 1):
+        raise ValueError(
+            f"--store-responses {args.store_responses} with --api-workers {args.api_workers}: 0 or more, and one "
+            "worker, because each would remember its own"
+        )
     if (args.ssl_keyfile is None) != (args.ssl_certfile is None):
         raise ValueError("--ssl-keyfile and --ssl-certfile belong together")
     for name in ("ssl_keyfile", "ssl_certfile"):
@@ -119,6 +131,7 @@ def run(args: argparse.Namespace) -> int:
         drain_timeout=args.drain_timeout,
         max_queue=args.max_queue,
         restart_engine=args.restart_engine,
+        store_responses=args.store_responses,
         access_log=not args.no_access_log,
         log_prompts=args.log_prompts,
         embeddings=args.embeddings,

@@ -24,7 +24,7 @@ from stoker.server.errors import ApiError
 from stoker.server.guard import Guard
 from stoker.server.openapi import describe
 from stoker.server.page import page
-from stoker.server.responses import create_response
+from stoker.server.responses import create_response, stored_response
 from stoker.server.state import ServerState
 from stoker.server.tokens import detokenize, tokenize
 
@@ -42,7 +42,9 @@ POST: dict[str, Endpoint] = {
     "/tokenize": tokenize,
     "/detokenize": detokenize,
 }
+DELETE: dict[str, Endpoint] = {"/v1/responses/{rid}": stored_response}
 GET: dict[str, Endpoint] = {
+    "/v1/responses/{rid}": stored_response,
     "/v1/models": live.models,
     "/v1/models/{model:path}": live.model,
     "/v1/requests": live.requests,
@@ -76,14 +78,14 @@ def build_app(state: ServerState) -> Starlette:
         cors = Middleware(
             CORSMiddleware,
             allow_origins=list(state.settings.cors_origins),
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=["X-Request-Id", "Retry-After"],
         )
         middleware.insert(0, cors)
     routes = [
         Route(path, _handler(path, endpoint, state), methods=[method])
-        for method, endpoints in (("POST", POST), ("GET", GET))
+        for method, endpoints in (("POST", POST), ("GET", GET), ("DELETE", DELETE))
         for path, endpoint in endpoints.items()
     ]
     return Starlette(

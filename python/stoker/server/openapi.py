@@ -204,7 +204,16 @@ _ANSWERS: dict[str, Schema] = {
     "/version": _object({"version": _TEXT}),
     "/openapi.json": {"type": "object"},
 }
+_ANSWERS["/v1/responses/{rid}"] = _ANSWERS["/v1/responses"]
+_DELETED = _object({"id": _TEXT, "object": _TEXT, "deleted": {"const": True}})
+_RID: Schema = {
+    "name": "rid",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "string", "minLength": 1},
+}
 _QUERIES: dict[str, list[Schema]] = {
+    "/v1/responses/{rid}": [_RID],
     "/v1/requests": [
         {
             "name": "limit",
@@ -212,9 +221,7 @@ _QUERIES: dict[str, list[Schema]] = {
             "schema": {"type": "integer", "minimum": 0, "maximum": 4096, "default": 256},
         }
     ],
-    "/v1/requests/{rid}": [
-        {"name": "rid", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-    ],
+    "/v1/requests/{rid}": [_RID],
     "/v1/models/{model}": [
         {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
     ],
@@ -259,6 +266,8 @@ def document() -> Schema:
             paths[path] = {"get": _operation(path, "", answer, codes)}
             if path in _QUERIES:
                 paths[path]["get"]["parameters"] = _QUERIES[path]
+    delete = _operation("/v1/responses/{rid}", "", _DELETED, ("400", "404", "503"))
+    paths["/v1/responses/{rid}"]["delete"] = {**delete, "parameters": [_RID]}
     for path, kind in (("/metrics", "text/plain"), ("/", "text/html")):
         found = {"description": "OK", "content": {kind: {"schema": _TEXT}}}
         paths[path] = {"get": {"responses": {"200": found, **_errors(path, ("400",))}}}

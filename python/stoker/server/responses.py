@@ -1,4 +1,4 @@
-"""POST /v1/responses: OpenAI's Responses API without stored state: text, reasoning and function calls, streaming in its named
+"""POST /v1/responses: OpenAI's Responses API: text, reasoning and function calls, streaming in its named
 events."""
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from stoker.server.direct import DirectResponse
 from stoker.server.errors import ApiError, bad_request
 from stoker.server.parsers import Piece
 from stoker.server.protocol import Sampling, sampling_params
+from stoker.server.response_store import Items, ResponseStore, Stored
 from stoker.server.sse import named_frame
 from stoker.server.state import ServerState
 
@@ -48,18 +49,21 @@ async def create_response(request: Request, state: ServerState) -> Response:
     """The endpoint."""
     body = await read(request, ResponsesRequest, state.settings.limits)
     model = state.check_model(body.model)
-    for name in ("previous_response_id", "conversation"):
-        if getattr(body, name) is not None:
-            raise bad_request(
-                f"{name}: responses are not stored here; send the whole conversation in input", name
-            )
+    if body.conversation is not None:
+        raise bad_request(
+            "conversation: conversations are not stored here; send the whole in input, or a "
+            "previous_response_id",
+            "conversation",
+        )
+    given = [_user(body.input)] if isinstance(body.input, str) else body.input
+    items = [*state.responses.items_before(body.previous_response_id), *given]
     if body.background:
         raise bad_request("background responses are not built here", "background")
     if (body.n or 1) != 1:
         raise bad_request(f"n={body.n}: a response has one answer", "n")
     effort = (body.reasoning or {}).get("effort")
     conversation = Conversation(
-        messages=_messages(body),
+        messages=_messages(body.instructions, items),
         tools=[_chat_tool(tool, index) for index, tool in enumerate(body.tools or ())],
         tool_choice=body.tool_choice,
         parallel_tool_calls=body.parallel_tool_calls is not False,
@@ -77,7 +81,7 @@ async def create_response(request: Request, state: ServerState) -> Response:
         defaults=state.defaults,
     )
     run = await start(request, state, state.new_id("resp"), conversation, body, params)
-    response = _Response(model, body, run)
+    response = _Response(model, body, run, items, state.responses)
     if body.stream:
         return response.stream()
     return Response(msgspec.json.encode(await response.whole()), media_type="application/json")
@@ -89,13 +93,20 @@ def _chat_tool(tool: dict[str, Any], index: int) -> dict[str, Any]:
     return {"type": "function", "function": {k: v for k, v in tool.items() if k not in ("type", "strict")}}
 
 
-def _messages(body: ResponsesRequest) -> list[dict[str, Any]]:
+async def stored_response(request: Request, state: ServerState) -> Response:
+    """GET and DELETE /v1/responses/{id}."""
+    return state.responses.answer(request)
+
+
+def _user(text: str) -> dict[str, Any]:
+    return {"type": "message", "role": "user", "content": text}
+
+
+def _messages(instructions: str | None, items: Items) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
-    if body.instructions:
-        messages.append({"role": "system", "content": body.instructions})
-    if isinstance(body.input, str):
-        return [*messages, {"role": "user", "content": body.input}]
-    for index, item in enumerate(body.input):
+    if instructions:
+        messages.append({"role": "system", "content": instructions})
+    for index, item in enumerate(items):
         kind = item.get("type", "message")
         if kind == "message":
             messages.append({"role": item.get("role"), "content": item.get("content")})
@@ -119,8 +130,12 @@ def _messages(body: ResponsesRequest) -> list[dict[str, Any]]:
 class _Response:
     """One response in the making: output items grow one after another."""
 
-    def __init__(self, model: str, body: ResponsesRequest, run: ChatRun) -> None:
+    def __init__(
+        self, model: str, body: ResponsesRequest, run: ChatRun, before: Items, store: ResponseStore
+    ) -> None:
         self._run = run
+        self._before = before
+        self._store = store
         self._items: list[dict[str, Any]] = []
         self._numbers = itertools.count()
         self._reasoning_tokens = 0
@@ -139,9 +154,9 @@ class _Response:
             "tools": body.tools or [],
             "reasoning": body.reasoning,
             "text": body.text or {"format": {"type": "text"}},
-            "store": False,
+            "store": body.store is not False and store.limit > 0,
             "background": False,
-            "previous_response_id": None,
+            "previous_response_id": body.previous_response_id,
             "truncation": "disabled",
             "user": body.user,
             "error": None,
@@ -153,7 +168,7 @@ class _Response:
         answers = self._run.answers
         complete = finish in ("stop", "tool_calls")
         why = "max_output_tokens" if finish == "length" else finish
-        return {
+        done = {
             **self._head,
             "status": "completed" if complete else "incomplete",
             "incomplete_details": None if complete else {"reason": why},
@@ -166,6 +181,9 @@ class _Response:
                 "total_tokens": answers.num_prompt_tokens + answers.num_output_tokens,
             },
         }
+        if done["store"]:
+            self._store.put(self._run.rid, Stored(done, [*self._before, *self._items]))
+        return done
 
     async def whole(self) -> dict[str, Any]:
         """The response that does not stream."""

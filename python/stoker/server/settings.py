@@ -46,6 +46,8 @@ class ServerSettings:
     """Seconds that SIGTERM leaves to running requests."""
     max_queue: int = 0
     """Waiting requests beyond which the answer is 503 with Retry-After; 0: no limit."""
+    store_responses: int = 0
+    """Responses of /v1/responses that are kept for previous_response_id; 0: none."""
     restart_engine: bool = False
     access_log: bool = True
     log_prompts: bool = False

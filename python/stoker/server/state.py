@@ -20,6 +20,7 @@ from stoker.server.errors import ApiError, bad_request
 from stoker.server.metrics import Metrics
 from stoker.server.parsers import FORMATS, AnswerFormat, format_for
 from stoker.server.pooling import Pooling
+from stoker.server.response_store import ResponseStore
 from stoker.server.settings import ServerSettings
 from stoker.server.traces import Traces
 from stoker.text import ChatTemplate, Tokenizer
@@ -41,6 +42,7 @@ class ServerState:
         self._template: ChatTemplate | None = None
         self._pooling: Pooling | None = None
         self.answer_format: AnswerFormat = FORMATS["none"]
+        self.responses = ResponseStore(settings.store_responses)
         self.started = int(time.time())
         self.traces = Traces(settings.otlp_endpoint)
         self._counter = itertools.count()
