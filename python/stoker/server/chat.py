@@ -156,8 +156,15 @@ class _Chat:
             tail = frame({**head, "choices": [], "usage": usage([self._run.answers])}) if with_usage else b""
             return tail + DONE
 
+        made: dict[int, TextFrames] = {}
+
         def render(_: int, delta: Delta) -> bytes:
-            return b"".join(self._frames(head, delta, self._run.pieces_of(delta)))
+            pieces = self._run.pieces_of(delta)
+            if not plain or delta.finish_reason is not None or not all(piece.content for piece in pieces):
+                return b"".join(self._frames(head, delta, pieces))
+            if delta.index not in made:
+                made[delta.index] = quick(0, delta.index)
+            return b"".join(made[delta.index].frame(piece.content) for piece in pieces)
 
         return DirectResponse(
             [self._run.answers],

@@ -62,7 +62,7 @@ class Detokenizer:
         if self._decoder is not None:
             token_bytes = self._tokenizer.token_bytes
             skipped = self._tokenizer.special_ids if self._skip_special else frozenset[int]()
-            return self._decoder.decode(b"".join(token_bytes(i) for i in token_ids if i not in skipped))
+            return self._decoder.decode(b"".join([token_bytes(i) for i in token_ids if i not in skipped]))
         return "".join(self._add_one(token_id) for token_id in token_ids)
 
     def flush(self) -> str:
