@@ -13,11 +13,11 @@ from starlette.responses import Response
 
 from stoker.server.answers import Delta
 from stoker.server.body import read
-from stoker.server.conversation import ChatRun, Conversation, needs_special_tokens, render, start
+from stoker.server.conversation import ChatRun, Conversation, render, start
 from stoker.server.direct import DirectResponse
 from stoker.server.errors import ApiError, bad_request
 from stoker.server.parsers import Piece, whole_calls
-from stoker.server.protocol import Sampling, sampling_params
+from stoker.server.protocol import Sampling
 from stoker.server.sse import named_frame
 from stoker.server.state import ServerState
 
@@ -72,14 +72,7 @@ async def create_message(request: Request, state: ServerState) -> Response:
     user = (body.metadata or {}).get("user_id")
     body.user = user if isinstance(user, str) else body.user
     conversation = _conversation(body)
-    params = sampling_params(
-        body,
-        state.settings.limits,
-        max_tokens=body.max_tokens,
-        skip_special_tokens=False if needs_special_tokens(state, conversation) else None,
-        defaults=state.defaults,
-    )
-    run = await start(request, state, state.new_id("msg"), conversation, body, params)
+    run = await start(request, state, "msg", conversation, body, max_tokens=body.max_tokens)
     answer = _Message(model, run)
     if body.stream:
         return answer.stream()

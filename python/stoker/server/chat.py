@@ -14,11 +14,11 @@ from stoker.server import messages as m
 from stoker.server.answers import Answer, Delta
 from stoker.server.body import read
 from stoker.server.completions import prompt_logprobs, token_name, usage
-from stoker.server.conversation import ChatRun, Conversation, needs_special_tokens, start
+from stoker.server.conversation import ChatRun, Conversation, start
 from stoker.server.direct import DirectResponse
 from stoker.server.errors import bad_request
 from stoker.server.parsers import Piece, whole_calls
-from stoker.server.protocol import ChatRequest, sampling_params
+from stoker.server.protocol import ChatRequest
 from stoker.server.sse import DONE, TextFrames, frame
 from stoker.server.state import ServerState
 from stoker.text import Tokenizer
@@ -41,16 +41,15 @@ async def create_chat_completion(request: Request, state: ServerState) -> Respon
         continue_final_message=body.continue_final_message,
         documents=body.documents,
     )
-    params = sampling_params(
+    run = await start(
+        request,
+        state,
+        "chatcmpl",
+        conversation,
         body,
-        state.settings.limits,
         max_tokens=body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        skip_special_tokens=False if needs_special_tokens(state, conversation) else None,
-        defaults=state.defaults,
     )
-    rid = body.request_id or state.new_id("chatcmpl")
-    run = await start(request, state, rid, conversation, body, params)
     chat = _Chat(model, body, run, state.tokenizer)
     if body.stream:
         return chat.stream()

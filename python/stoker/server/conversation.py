@@ -10,11 +10,10 @@ from typing import Any
 
 from starlette.requests import Request
 
-from stoker.sampling_params import SamplingParams
 from stoker.server.answers import Answer, Answers, Delta, all_whole
 from stoker.server.errors import bad_request
 from stoker.server.parsers import AnswerParser, ForcedCalls, Piece, PlainText
-from stoker.server.protocol import Sampling
+from stoker.server.protocol import Sampling, sampling_params
 from stoker.server.settings import Limits
 from stoker.server.state import ServerState
 from stoker.structured_outputs import StructuredOutputsParams
@@ -113,12 +112,23 @@ class ChatRun:
 async def start(
     request: Request,
     state: ServerState,
-    rid: str,
+    kind: str,
     conversation: Conversation,
     body: Sampling,
-    params: SamplingParams,
+    *,
+    max_tokens: int | None,
+    logprobs: int | None = None,
 ) -> ChatRun:
-    """Renders, encodes and submits; returns once the engine has taken the request."""
+    """Renders, encodes and submits; returns once the engine has taken the request. `kind` begins its id, unless the body
+    names one."""
+    params = sampling_params(
+        body,
+        state.settings.limits,
+        max_tokens=max_tokens,
+        logprobs=logprobs,
+        skip_special_tokens=False if _needs_special_tokens(state, conversation) else None,
+        defaults=state.defaults,
+    )
     prompt = await render(state, conversation, truncate=body.truncate_prompt_tokens)
     forced = _forced_calls(conversation)
     if forced is not None:
@@ -129,7 +139,7 @@ async def start(
         params = replace(params, structured_outputs=_constraint(forced))
     answers = state.submit(
         request,
-        rid,
+        body.request_id or state.new_id(kind),
         prompt.token_ids,
         params,
         priority=body.priority,
@@ -145,7 +155,7 @@ async def start(
     return ChatRun(request, answers, parsers, prompt, conversation.parallel_tool_calls)
 
 
-def needs_special_tokens(state: ServerState, conversation: Conversation) -> bool:
+def _needs_special_tokens(state: ServerState, conversation: Conversation) -> bool:
     """Whether the answer's text must be made with special tokens in it, because calls are marked by them."""
     offered = bool(conversation.tools) and conversation.tool_choice != "none"
     return state.answer_format.special and (offered or state.answer_format.think is not None)

@@ -17,11 +17,11 @@ from stoker.server.answers import Delta
 from stoker.server.body import read
 from stoker.server.call_reader import CallPart
 from stoker.server.chat import template_kwargs
-from stoker.server.conversation import ChatRun, Conversation, needs_special_tokens, start
+from stoker.server.conversation import ChatRun, Conversation, start
 from stoker.server.direct import DirectResponse
 from stoker.server.errors import ApiError, bad_request
 from stoker.server.parsers import Piece
-from stoker.server.protocol import Sampling, sampling_params
+from stoker.server.protocol import Sampling
 from stoker.server.response_store import Items, ResponseStore, Stored
 from stoker.server.sse import named_frame
 from stoker.server.state import ServerState
@@ -73,14 +73,7 @@ async def create_response(request: Request, state: ServerState) -> Response:
         if not isinstance(form, dict):
             raise bad_request("text.format must be an object", "text.format")
         body.response_format = form
-    params = sampling_params(
-        body,
-        state.settings.limits,
-        max_tokens=body.max_output_tokens,
-        skip_special_tokens=False if needs_special_tokens(state, conversation) else None,
-        defaults=state.defaults,
-    )
-    run = await start(request, state, state.new_id("resp"), conversation, body, params)
+    run = await start(request, state, "resp", conversation, body, max_tokens=body.max_output_tokens)
     response = _Response(model, body, run, items, state.responses)
     if body.stream:
         return response.stream()
