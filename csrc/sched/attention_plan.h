@@ -111,95 +111,93 @@ class AttentionPlanner {
   struct Row {
     int32_t row, seat, kv_len, length, num_splits, split_shift;
     int64_t cost;  // of all its units, in tokens
-    // What decides which units there are; the place in the batch and kv_len change freely.
-    bool same_units(const Row& other) const {
-      return seat == other.seat && num_splits == other.num_splits &&
-             split_shift == other.split_shift;
-    }
   };
-  struct Piece {
-    DecodeWork work;
-    int32_t worker;
-    int32_t unit_cost;                                 // in tokens
-    bool shared() const { return work.partial >= 0; }  // its head is cut
+  // What is dealt of a seat's row.
+  struct alignas(32) Seat {
+    int16_t num_splits = 0;  // of its units; 0: nothing is dealt
+    int16_t split_shift = 0;
+    int32_t from = 0, to = 0;  // lengths that have these units
+    uint32_t there = 0;        // the last step that it has a row in
+    uint32_t seen = 0;         // and the last in which that row had these units
+    int32_t unit_cost = 0;     // in tokens
+    int32_t worker = 0;  // of its first piece; the others are with those that follow, in a ring
+    int32_t num_pieces = 0;
+  };
+  // How a step's work items begin: what changes from step to step while the pieces stay.
+  struct alignas(16) Place {
+    int32_t row = -1, seat = 0, kv_begin = 0, kv_len = 0;
   };
   struct Count {
-    int32_t shared = 0, whole = 0;  // pieces of a worker
+    int32_t shared = 0, all = 0;  // pieces of a worker; those of cut heads come first
   };
   // Workers before `end` (and from the run before on) with equal load, in tokens.
   struct Run {
     int32_t end;
     int64_t load;
   };
-  struct alignas(32) Seat {
-    int32_t row = -1;        // in this step
-    int32_t num_splits = 0;  // of the units that kept_ has of it; 0: none
-    int32_t split_shift = 0;
-    int32_t from = 0, to = 0;  // lengths that have these units
-    uint32_t there = 0;        // the last step that it has a row in
-    uint32_t seen = 0;         // and the last in which that row had those units
-  };
 
   // What a step does about the pieces of the last one.
-  enum class Change { none, moved, some, all };
+  enum class Change { none, some, all };
   Change survey(std::span<const int32_t> row_seat, std::span<const int32_t> row_kv_len,
                 int32_t num_decode_rows);
   Row row_of(int32_t row, int32_t seat, int32_t kv_len) const;
-  void plan_all(std::span<const int32_t> row_seat, std::span<const int32_t> row_kv_len,
-                int32_t num_decode_rows);
-  void plan_added();
-  void drop_gone();
-  void survey_chunks(std::span<const int32_t> row_indptr, std::span<const int32_t> row_kv_len,
-                     int32_t num_decode_rows);
+  bool fits(int32_t num_decode_rows) const;
+  int32_t write(DecodeWork* out, int32_t* out_indptr) const;
   int32_t share_of_chunks() const;
-  bool assign(int32_t max_pieces, int32_t max_slots, bool by_length);
-  void deal(size_t row_begin, size_t row_end);
+
+  // attention_deal.cpp
+  void deal_all(std::span<const int32_t> row_seat, std::span<const int32_t> row_kv_len,
+                int32_t num_decode_rows);
+  void deal_added();
+  void drop_gone();
+  int64_t excess() const;
+  void begin_at(size_t row);
+  void forget_pieces();
+  void deal_class(size_t row_begin, size_t row_end);
+  void deal_by_length();
   void deal_in_order();
-  void add_pieces(std::vector<Piece>& to, int32_t worker, int32_t count);
-  void keep_dealt();
-  void count(const Piece& piece, std::vector<Count>& counts, std::vector<int64_t>& load, int sign);
-  int32_t write(std::span<const int32_t> row_kv_len, DecodeWork* out, int32_t* out_indptr);
+  void note_dealt(const Row& row);
+  void add_pieces(int32_t worker, int32_t count);
+  void add_piece(int32_t worker, const DecodeWork& piece, int32_t unit_cost);
+  void drop_pieces(Seat& seat, int32_t index);
   int32_t units_of(const Row& row) const { return row.num_splits * geometry_.num_decode_heads; }
   int64_t row_cost(int32_t length, int32_t num_splits) const;
   int32_t kv_begin_of(int32_t kv_len) const {
     return geometry_.window > 0 && kv_len > geometry_.window ? kv_len - geometry_.window : 0;
   }
+
+  // attention_plan_prefill.cpp
+  void survey_chunks(std::span<const int32_t> row_indptr, std::span<const int32_t> row_kv_len,
+                     int32_t num_decode_rows);
   int32_t plan_prefill(std::span<const int32_t> row_indptr, std::span<const int32_t> row_kv_len,
                        std::span<AttentionWork> work, int32_t begin, int32_t* num_slots);
 
   AttentionGeometry geometry_;
   uint32_t step_ = 0;
   std::vector<Seat> seats_;
-  std::vector<Row> rows_;                // of the step that dealt everything
-  std::vector<Row> added_, last_added_;  // of them, those that kept_ has nothing of
-  // Pieces dealt when everything was, and how many rows they are of, then and now.
-  std::vector<Piece> kept_;
-  std::vector<Count> kept_counts_;  // by worker
-  std::vector<int64_t> kept_load_;  // by worker, in tokens
-  size_t num_kept_then_ = 0, num_kept_ = 0;
-  int32_t kept_slots_ = 0;
-  // Pieces of the rows that came or grew since.
-  std::vector<Piece> added_pieces_;
-  std::vector<Count> counts_;  // by worker, all pieces
-  // The last step's list, for steps in which every row is where it was.
-  std::vector<DecodeWork> list_;
-  std::vector<int32_t> list_indptr_;
-  bool list_holds_ = false;
-
-  // Scratch of dealing.
-  std::vector<Row> dealt_;  // longest splits first
-  std::vector<Piece> pieces_;
-  std::vector<Count> next_;  // by worker: the place of its next piece of each kind
-  std::vector<int64_t> load_;
-  std::vector<Run> runs_, next_runs_;
-  std::vector<int32_t> order_;  // of prefill rows
-  int64_t total_ = 0;           // cost of all rows
-  int64_t prefill_steps_ = 0;   // of the chunks: tiles times what a kernel takes of KV at a time
+  std::vector<Place> places_;  // by seat, in this step
+  std::vector<Row> added_;     // rows of which nothing is dealt yet, or other units than they have
+  int64_t total_ = 0;          // cost of all rows
+  int64_t prefill_steps_ = 0;  // of the chunks: tiles times what a kernel takes of KV at a time
   int64_t num_tiles_ = 0;
-  int32_t active_;  // workers that may have decode rows
-  int32_t num_slots_ = 0;
+  std::vector<int32_t> order_;  // of prefill rows
+  int32_t active_;              // workers that may have decode rows
+
+  // What is dealt: a worker's pieces are pieces_[worker * stride_ ...].
+  std::vector<DecodeWork> pieces_;
+  std::vector<Count> counts_;  // by worker
+  std::vector<int64_t> load_;  // by worker, in tokens
+  size_t stride_ = 8;
+  size_t num_dealt_ = 0;    // rows,
+  size_t num_changed_ = 0;  // and those of them dealt since everything was
+  int32_t num_pieces_ = 0, num_slots_ = 0;
+  int32_t cursor_ = 0;        // the worker to be asked first for room
+  int64_t dealt_excess_ = 0;  // when everything was dealt
+
   // Where dealing stands: a row of dealt_, its next unit, that unit's split, and the slots of the
   // head that the last piece cut.
+  std::vector<Row> rows_, dealt_;  // dealt_: longest splits first
+  std::vector<Run> runs_, next_runs_;
   size_t at_row_ = 0;
   int32_t at_unit_ = 0, at_split_ = 0;
   int32_t open_slots_ = -1;

@@ -1,0 +1,306 @@
+// Dealing: rows go out in classes of equal split length, longest splits first, each worker taking a
+// run of consecutive units up to a common limit; so shorter splits level out what longer ones
+// leave. A row that comes later, or gains a split, is dealt to whoever has room, until the load has
+// become uneven by an eighth; then everything is dealt anew.
+#include <algorithm>
+#include <array>
+
+#include "base/check.h"
+#include "sched/attention_plan.h"
+
+namespace stoker {
+namespace {
+
+// The largest multiple of `splits` that is at most `units`: no division, for it is asked for each
+// piece.
+int32_t whole_heads(int32_t units, int32_t splits) {
+  static constexpr auto inverse = [] {
+    std::array<uint64_t, kMaxDecodeSplits + 1> table{};
+    for (uint64_t d = 1; d < table.size(); ++d) table[d] = (uint64_t{1} << 40) / d + 1;
+    return table;
+  }();
+  // Exact while units * splits < 2^40.
+  return int32_t((uint64_t(units) * inverse[size_t(splits)]) >> 40) * splits;
+}
+
+}  // namespace
+
+void AttentionPlanner::begin_at(size_t row) {
+  at_row_ = row;
+  at_unit_ = at_split_ = 0;
+  open_slots_ = -1;
+}
+
+// The next `count` units, from where dealing stands, go to `worker`: a cut head before, whole
+// heads, a cut head after.
+void AttentionPlanner::add_pieces(int32_t worker, int32_t count) {
+  while (count > 0) {
+    const Row& row = dealt_[at_row_];
+    const int32_t units = units_of(row), splits = row.num_splits;
+    int32_t take = std::min(units - at_unit_, count);
+    bool shared = true;
+    if (at_split_ != 0) {  // the rest of a head that another worker began
+      take = std::min(take, splits - at_split_);
+    } else if (take >= splits) {
+      take = whole_heads(take, splits);
+      shared = false;
+    } else {
+      open_slots_ = num_slots_;
+      num_slots_ += splits;
+    }
+    add_piece(worker,
+              {.row = row.row,
+               .seat = row.seat,
+               .kv_begin = 0,
+               .kv_len = row.kv_len,
+               .unit_begin = at_unit_,
+               .unit_end = at_unit_ + take,
+               .split_shift = row.split_shift,
+               .partial = shared ? open_slots_ : -1},
+              int32_t(row.cost / units));
+    at_unit_ += take;
+    count -= take;
+    if (shared) at_split_ = at_split_ + take == splits ? 0 : at_split_ + take;
+    if (at_unit_ == units) {
+      ++at_row_;
+      at_unit_ = 0;
+    }
+  }
+}
+
+void AttentionPlanner::add_piece(int32_t worker, const DecodeWork& piece, int32_t unit_cost) {
+  const auto w = size_t(worker);
+  Count& count = counts_[w];
+  if (size_t(count.all) == stride_) {
+    std::vector<DecodeWork> wider(pieces_.size() * 2);
+    for (size_t i = 0; i < counts_.size(); ++i)
+      std::copy_n(pieces_.begin() + std::ptrdiff_t(i * stride_), stride_,
+                  wider.begin() + std::ptrdiff_t(i * stride_ * 2));
+    pieces_.swap(wider);
+    stride_ *= 2;
+  }
+  DecodeWork* const mine = pieces_.data() + w * stride_;
+  if (piece.partial >= 0) {
+    mine[count.all] = mine[count.shared];
+    mine[count.shared++] = piece;
+  } else {
+    mine[count.all] = piece;
+  }
+  ++count.all;
+  ++num_pieces_;
+  load_[w] += int64_t{unit_cost} * (piece.unit_end - piece.unit_begin);
+  Seat& seat = seats_[size_t(piece.seat)];
+  if (seat.num_pieces++ == 0) seat.worker = worker;
+  seat.unit_cost = unit_cost;
+}
+
+void AttentionPlanner::drop_pieces(Seat& seat, int32_t index) {
+  for (auto w = size_t(seat.worker); seat.num_pieces > 0; w = w + 1 < size_t(active_) ? w + 1 : 0) {
+    Count& count = counts_[w];
+    DecodeWork* const mine = pieces_.data() + w * stride_;
+    for (int32_t i = 0; i < count.all;) {
+      if (mine[i].seat != index) {
+        ++i;
+        continue;
+      }
+      load_[w] -= int64_t{seat.unit_cost} * (mine[i].unit_end - mine[i].unit_begin);
+      if (i < count.shared) {
+        mine[i] = mine[--count.shared];
+        mine[count.shared] = mine[--count.all];
+      } else {
+        mine[i] = mine[--count.all];
+      }
+      --seat.num_pieces;
+      --num_pieces_;
+    }
+  }
+  seat.num_splits = 0;
+  --num_dealt_;
+}
+
+// Forgets the pieces of rows that left, or have other units now.
+void AttentionPlanner::drop_gone() {
+  for (size_t i = 0; i < seats_.size(); ++i) {
+    if (seats_[i].num_splits > 0 && seats_[i].seen != step_) drop_pieces(seats_[i], int32_t(i));
+  }
+}
+
+void AttentionPlanner::forget_pieces() {
+  std::fill(counts_.begin(), counts_.end(), Count{});
+  std::fill(load_.begin(), load_.end(), 0);
+  num_pieces_ = num_slots_ = cursor_ = 0;
+  num_dealt_ = num_changed_ = 0;
+  for (Seat& seat : seats_) {
+    seat.num_splits = 0;
+    seat.num_pieces = 0;
+  }
+}
+
+void AttentionPlanner::note_dealt(const Row& row) {
+  Seat& seat = seats_[size_t(row.seat)];
+  seat.num_splits = int16_t(row.num_splits);
+  seat.split_shift = int16_t(row.split_shift);
+  seat.seen = step_;
+  seat.from = row.length;
+  // Up to the next split, unless splits get longer before.
+  seat.to = row.num_splits << row.split_shift;
+  if (decode_split_shift(seat.to, geometry_.num_decode_heads) != row.split_shift)
+    seat.to = row.length;
+  ++num_dealt_;
+}
+
+// How much more the busiest worker has than an even share.
+int64_t AttentionPlanner::excess() const {
+  int64_t most = 0, sum = 0;
+  for (int32_t w = 0; w < active_; ++w) {
+    most = std::max(most, load_[size_t(w)]);
+    sum += load_[size_t(w)];
+  }
+  return most - sum / active_;
+}
+
+// Deals the units of rows [row_begin, row_end) of dealt_, which have splits of one length. Workers
+// lie in few runs of equal load, since each class gives the same number of units to all of a run.
+void AttentionPlanner::deal_class(size_t row_begin, size_t row_end) {
+  const auto workers = int64_t{active_};
+  int64_t units = 0, cost_of_all = 0;
+  for (size_t i = row_begin; i < row_end; ++i) {
+    units += units_of(dealt_[i]);
+    cost_of_all += dealt_[i].cost;
+  }
+  const int64_t cost = std::max<int64_t>(1, cost_of_all / units);
+  // The lowest common limit (to an eighth of a unit) under which every unit finds a place.
+  const double per_token = 1.0 / double(cost);
+  auto places = [&](int64_t load, int64_t limit) {
+    return load < limit ? int64_t(double(limit - load) * per_token) : 0;
+  };
+  auto room = [&](int64_t limit) {
+    int64_t sum = 0, begin = 0;
+    for (const Run& run : runs_) {
+      sum += (run.end - begin) * places(run.load, limit);
+      begin = run.end;
+    }
+    return sum;
+  };
+  int64_t limit = 0;
+  if (row_begin > 0) {
+    limit = (total_ + workers - 1) / workers;
+    int64_t low = limit;
+    for (int64_t have = room(limit); have < units; have = room(limit)) {
+      low = limit;
+      limit += cost * std::max<int64_t>(1, (units - have) / workers);
+    }
+    while (limit - low > std::max<int64_t>(1, cost / 8)) {
+      const int64_t middle = low + (limit - low) / 2;
+      (room(middle) < units ? low : limit) = middle;
+    }
+  } else {
+    // Every worker is empty; a token more keeps the division from rounding down.
+    limit = cost * ((units + workers - 1) / workers) + (cost > 1 ? 1 : 0);
+  }
+  begin_at(row_begin);
+  next_runs_.clear();
+  int32_t worker = 0;
+  for (const Run& run : runs_) {
+    const auto each = int32_t(places(run.load, limit));
+    const auto until = [&](int32_t end, int64_t load) {
+      if (end > (next_runs_.empty() ? 0 : next_runs_.back().end)) next_runs_.push_back({end, load});
+    };
+    if (each > 0 && units > 0) {
+      for (; worker < run.end && units >= each; ++worker, units -= each) add_pieces(worker, each);
+      until(worker, run.load + each * cost);
+      if (worker < run.end && units > 0) {
+        add_pieces(worker++, int32_t(units));
+        until(worker, run.load + units * cost);
+        units = 0;
+      }
+    }
+    worker = run.end;
+    until(worker, run.load);
+  }
+  runs_.swap(next_runs_);
+  check(units == 0, "attention plan: units without a worker");
+}
+
+// One run of consecutive units a worker, whatever their lengths: few cuts, and less even.
+void AttentionPlanner::deal_in_order() {
+  const auto workers = int64_t{active_};
+  begin_at(0);
+  int64_t done = 0;
+  for (int64_t w = 0; w < workers && at_row_ < dealt_.size(); ++w) {
+    const int64_t until = total_ * (w + 1) / workers;
+    while (at_row_ < dealt_.size() && (done < until || w + 1 == workers)) {
+      const Row& row = dealt_[at_row_];
+      const int64_t cost = std::max<int64_t>(1, row.cost / units_of(row));
+      const int64_t left = units_of(row) - at_unit_;
+      int64_t take = w + 1 == workers ? left : (until - done + cost - 1) / cost;
+      take = std::min(left, take);
+      done += take * cost;
+      add_pieces(int32_t(w), int32_t(take));
+    }
+  }
+}
+
+void AttentionPlanner::deal_by_length() {
+  runs_.assign(1, {active_, 0});
+  for (size_t begin = 0; begin < dealt_.size();) {
+    size_t end = begin + 1;
+    while (end < dealt_.size() && dealt_[end].split_shift == dealt_[begin].split_shift) ++end;
+    deal_class(begin, end);
+    begin = end;
+  }
+}
+
+// Deals everything anew.
+void AttentionPlanner::deal_all(std::span<const int32_t> row_seat,
+                                std::span<const int32_t> row_kv_len, int32_t num_decode_rows) {
+  rows_.clear();
+  for (int32_t r = 0; r < num_decode_rows; ++r) {
+    const int32_t kv_len = row_kv_len[size_t(r)];
+    if (kv_len > 0) rows_.push_back(row_of(r, row_seat[size_t(r)], kv_len));
+  }
+  // Longest splits first, in the batch's order within a class.
+  std::array<size_t, 33> next{};
+  for (const Row& row : rows_) ++next[size_t(31 - row.split_shift) + 1];
+  for (size_t i = 1; i < next.size(); ++i) next[i] += next[i - 1];
+  dealt_.resize(rows_.size());
+  for (const Row& row : rows_) dealt_[next[size_t(31 - row.split_shift)]++] = row;
+  forget_pieces();
+  deal_by_length();
+  if (!fits(num_decode_rows)) {  // too many cuts: one run of units for each worker has few
+    forget_pieces();
+    deal_in_order();
+    check(fits(num_decode_rows), "attention plan: too many pieces");
+  }
+  for (const Row& row : rows_) note_dealt(row);
+  dealt_excess_ = excess();
+}
+
+// Deals the rows that came or have other units: to workers that have room for a head up to a common
+// limit, which rises until all have found a place.
+void AttentionPlanner::deal_added() {
+  dealt_.swap(added_);
+  begin_at(0);
+  int64_t limit = total_ / active_;
+  int32_t asked = 0;
+  while (at_row_ < dealt_.size()) {
+    const Row& row = dealt_[at_row_];
+    const int64_t cost = std::max<int64_t>(1, row.cost / units_of(row));
+    const int64_t left = units_of(row) - at_unit_;
+    const int64_t least = std::min<int64_t>(row.num_splits - at_split_, left);
+    const int64_t room = limit - load_[size_t(cursor_)];
+    if (room < cost * least) {
+      cursor_ = cursor_ + 1 < active_ ? cursor_ + 1 : 0;
+      if (++asked == active_) {
+        asked = 0;
+        limit += std::max<int64_t>(1, cost * row.num_splits / 4);
+      }
+      continue;
+    }
+    add_pieces(cursor_, int32_t(std::min(left, room / cost)));
+  }
+  for (const Row& row : dealt_) note_dealt(row);
+  num_changed_ += dealt_.size();
+}
+
+}  // namespace stoker
