@@ -1,113 +1,133 @@
 """A decode step's host and idle time on one GPU: how long the device waits for the host, and how long the host takes.
 
-    python benchmarks/gpu/step.py [--model qwen3-0.6b] [--batches 1,64,256] [--out FILE]
+    python benchmarks/gpu/step.py [--model qwen3-0.6b] [--batches 1,64,256] [--neighbours N] [--out FILE]
 
-idle: (step period - the same graphs replayed back to back) / step period, the period by the median over the last steps of a
-batch, the graphs replayed with what the last step left on the device. host: from the last token of a step visible on the
-host (the wait for it returned) to the next graph launch returned: commit, delivery, the caller's Python, schedule, launch.
+host: from the last token of a step visible on the host (the wait for it returned) to the next graph launch returned, by the
+loop's trace: commit, delivery, on the caller's thread his Python too, schedule, launch. `caller`: the loop driven by
+`step()`, answers taken at their ends; `thread`: by its own thread, with every token handed to Python on another one, as in
+a server. idle: (step period - the same graphs replayed back to back) / step period, the period by the median over the
+steps around the one whose graphs were replayed. --neighbours: processes that stream through memory beside it, which is
+what other tenants of a machine do to its caches.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import statistics
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import e2e
 import torch
 
-from stoker.engine.cuda_graphs import DECODE, HEAD
+from stoker.engine.cuda_graphs import WHOLE
 
-LAST = 30
+PROMPT, TOKENS = 512, 129
+AROUND = 40
 REPLAYS = 40
+NOISE = "import numpy as n\na = n.ones(1 << 23)\nb = n.ones(1 << 23)\nwhile True: n.add(a, b, out=b)"
 
 
-class Stamped:
-    """A launcher that keeps the time of each wait's and each launch's return, and of the parts of a launch; and that replays
-    the graphs of one step, chosen by its number, once it is launched.
-    """
+@contextlib.contextmanager
+def neighbours(count: int) -> Iterator[None]:
+    running = [subprocess.Popen([sys.executable, "-c", NOISE]) for _ in range(count)]
+    try:
+        time.sleep(0.5 if count else 0)
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
 
-    def __init__(self, launcher: Any, stream: Any, rows: int, replay_at: int) -> None:
-        self._launcher, self._stream = launcher, stream
-        self._rows, self._replay_at = rows, replay_at
-        self.waited = [0, 0]
-        self.host: list[int] = []
-        self.period: list[int] = []
-        self.parts: list[list[int]] = []
-        self.replayed_us = 0.0
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._launcher, name)
+def replayed_us(engine: e2e.Runner, rows: int) -> float:
+    """The graphs of the step that was launched last, back to back."""
+    runner = engine.engine.runner
+    bucket = next(b for b in runner.graphs[WHOLE].buckets if b >= rows)
+    torch.cuda.synchronize()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record(runner._stream)
+    for _ in range(REPLAYS):
+        runner._launcher.replay(WHOLE, bucket)
+    end.record(runner._stream)
+    end.synchronize()
+    return begin.elapsed_time(end) / REPLAYS * 1e3
 
-    def wait(self, entry: int) -> float:
-        taken: float = self._launcher.wait(entry)
-        self.waited.append(time.perf_counter_ns())
-        return taken
 
-    def launch(self, entry: int, kind: int, tokens: int, outs: int, *upload: int) -> None:
-        if kind != DECODE or outs < self._rows:
-            self._launcher.launch(entry, kind, tokens, outs, *upload)
-            return
-        if len(self.host) % 2:  # every other one in parts, to know them
-            self._launcher.launch(entry, kind, tokens, outs, *upload)
-            now = time.perf_counter_ns()
-        else:
-            marks = [time.perf_counter_ns()]
-            for part in (
-                lambda: self._launcher.begin(entry),
-                lambda: self._launcher.upload(entry, *upload),
-                lambda: self._launcher.replay(kind, tokens),
-                lambda: self._launcher.replay(HEAD, outs),
-                lambda: self._launcher.end(entry),
-            ):
-                part()
-                marks.append(time.perf_counter_ns())
-            now = marks[-1]
-            self.parts.append([b - a for a, b in itertools.pairwise(marks)])
-        self.host.append(now - self.waited[-1])
-        self.period.append(self.waited[-1] - self.waited[-2])
-        if len(self.host) == self._replay_at:
-            self._replay(kind, tokens, outs)
+def decode_steps(engine: e2e.Runner, batch: int) -> list[dict[str, Any]]:
+    """The loop's trace of the steps that decoded the whole batch."""
+    return [
+        t
+        for t in engine.engine.loop.trace(TOKENS + 32)
+        if t["num_decode_rows"] == batch and not t["num_prefill_rows"]
+    ]
 
-    def _replay(self, kind: int, tokens: int, outs: int) -> None:
-        torch.cuda.synchronize()
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record(self._stream)
-        for _ in range(REPLAYS):
-            self._launcher.replay(kind, tokens)
-            self._launcher.replay(HEAD, outs)
-        end.record(self._stream)
-        end.synchronize()
-        self.replayed_us = begin.elapsed_time(end) / REPLAYS * 1e3
+
+def add(engine: e2e.Runner, batch: int, seed: int, stream: bool) -> None:
+    for prompt in e2e.random_prompts(batch, PROMPT, seed):
+        params = engine.params(temperature=0.6, max_tokens=TOKENS, ignore_eos=True)
+        engine.engine.add_request(f"s{engine.next_rid}", prompt, params, stream=stream)
+        engine.next_rid += 1
+
+
+def on_callers_thread(engine: e2e.Runner, batch: int) -> tuple[list[dict[str, Any]], float]:
+    """The steps around the one whose graphs were replayed, without those whose times that spoiled; the replays' time."""
+    add(engine, batch, 40 + batch, stream=False)
+    turns = -(-batch * PROMPT // engine.engine.runner._forward.max_tokens) + TOKENS // 2
+    for _ in range(turns):  # nothing else between them: it would count as the host's time
+        engine.engine.step()
+    spoiled = engine.engine.loop.trace(1)[0]["batch_id"]
+    replayed = replayed_us(engine, batch)
+    while engine.engine.has_unfinished():
+        engine.engine.step()
+    steps = decode_steps(engine, batch)
+    return [t for t in steps if 4 < abs(t["batch_id"] - spoiled) <= AROUND], replayed
+
+
+def on_its_own_thread(engine: e2e.Runner, batch: int) -> list[dict[str, Any]]:
+    add(engine, batch, 80 + batch, stream=True)
+    engine.engine.start()
+    while engine.engine.has_unfinished():
+        engine.engine.wait(1.0)
+    engine.engine.loop.stop()
+    return decode_steps(engine, batch)[10:-10]
+
+
+def summary(steps: list[dict[str, Any]]) -> dict[str, float]:
+    """Medians in us, and of the host's time the tenth largest of a hundred too."""
+    collected = {t["batch_id"]: t["committed"] - t["commit_ns"] for t in steps}
+    host = sorted(
+        (t["began"] + t["receive_ns"] + t["schedule_ns"] + t["launch_ns"] - collected[t["batch_id"] - 2])
+        / 1e3
+        for t in steps
+        if t["batch_id"] - 2 in collected
+    )
+    periods = [b - a for (i, a), (j, b) in itertools.pairwise(sorted(collected.items())) if j == i + 1]
+    names = ("schedule_ns", "launch_ns", "commit_ns", "device_ns")
+    return {
+        "period_us": statistics.median(periods) / 1e3,
+        "host_us_median": statistics.median(host),
+        "host_us_p90": host[int(0.9 * len(host))],
+        **{name.replace("_ns", "_us"): statistics.median(t[name] for t in steps) / 1e3 for name in names},
+    }
 
 
 def measure(engine: e2e.Runner, batch: int) -> dict[str, Any]:
-    runner = engine.engine.runner
-    stamped = Stamped(runner._launcher, runner._stream, batch, 70)
-    runner._launcher = stamped
-    engine.generate(e2e.random_prompts(batch, 512, 40 + batch), [129] * batch, 0.6)
-    trace = e2e.traced(engine)
-    runner._launcher = stamped._launcher
-    # Steps on both sides of the one that was replayed, whose KV is as long in the mean.
-    around = stamped.period[70 - LAST : 69] + stamped.period[71 : 70 + LAST]
-    period = statistics.median(around) / 1e3
-    host = sorted(t / 1e3 for t in stamped.host[70 - LAST : 69])
-    names = ("begin", "upload", "layers", "head", "end")
-    parts = [statistics.median(part) / 1e3 for part in zip(*stamped.parts[15:34], strict=True)]
+    steps, replayed = on_callers_thread(engine, batch)
+    caller = summary(steps)
     return {
         "batch": batch,
-        "period_us": period,
-        "graphs_us": stamped.replayed_us,
-        "idle_share": (period - stamped.replayed_us) / period,
-        "host_us_median": statistics.median(host),
-        "host_us_p90": host[int(0.9 * len(host))],
-        "parts_us": dict(zip(names, parts, strict=True)),
-        **trace,
+        "graphs_us": replayed,
+        "idle_share": (caller["period_us"] - replayed) / caller["period_us"],
+        "caller": caller,
+        "thread": summary(on_its_own_thread(engine, batch)),
     }
 
 
@@ -117,6 +137,7 @@ def main() -> None:
     )
     e2e.add_engine_arguments(parser)
     parser.add_argument("--batches", default="1,64,256")
+    parser.add_argument("--neighbours", type=int, default=0)
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
     engine = e2e.Runner(args)
@@ -126,10 +147,12 @@ def main() -> None:
         "gpu": torch.cuda.get_device_name(),
         "rows": [],
     }
-    for batch in args.batches.split(","):
-        row = measure(engine, int(batch))
-        results["rows"].append(row)
-        print(json.dumps(row), flush=True)
+    for count in sorted({0, args.neighbours}):
+        with neighbours(count):
+            for batch in args.batches.split(","):
+                row = {"neighbours": count, **measure(engine, int(batch))}
+                results["rows"].append(row)
+                print(json.dumps(row), flush=True)
     if args.out:
         args.out.write_text(json.dumps(results, indent=1) + "\n")
     engine.engine.close()

@@ -5,6 +5,7 @@
 
 #include "base/check.h"
 #include "bind/cuda_common.h"
+#include "bind/step_calls.h"
 #include "cuda/step.h"
 #include "cuda/step_launcher.h"
 #include "sched/step_stager.h"
@@ -85,6 +86,30 @@ void end_step(py::handle front, py::handle sampled, py::handle seats, py::handle
 
 using Launcher = cuda::StepLauncher;
 
+const char* text_of(cudaError_t status) {
+  return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
+}
+
+const char* launch_step(void* launcher, size_t entry, int32_t graph, int32_t tokens, int32_t outs,
+                        int64_t body, int64_t table_begin, int64_t table_bytes, int64_t seat_begin,
+                        int64_t seat_bytes) {
+  return text_of(static_cast<Launcher*>(launcher)->launch(
+      entry, cuda::StepGraph(graph), tokens, outs,
+      {body, table_begin, table_bytes, seat_begin, seat_bytes}));
+}
+
+const char* wait_for_step(void* launcher, size_t entry, float* milliseconds) {
+  return text_of(static_cast<Launcher*>(launcher)->wait(entry, milliseconds));
+}
+
+// The launcher must outlive what uses the capsule.
+py::capsule calls_of(Launcher& launcher) {
+  auto* calls = new StepCalls{&launcher, &launch_step, &wait_for_step};
+  return py::capsule(calls, kStepCallsName, [](PyObject* capsule) {
+    delete static_cast<StepCalls*>(PyCapsule_GetPointer(capsule, kStepCallsName));
+  });
+}
+
 template <typename T>
 T pointer(int64_t address) {
   return reinterpret_cast<T>(static_cast<uintptr_t>(address));
@@ -133,6 +158,9 @@ void register_cuda_step(py::module_& m) {
           },
           py::arg("kind"), py::arg("bucket"), py::arg("graph"))
       .def(
+          "drop_graphs", [](Launcher& l, int32_t kind) { l.drop_graphs(cuda::StepGraph(kind)); },
+          py::arg("kind"))
+      .def(
           "begin", [](Launcher& l, size_t entry) { require_success(l.begin(entry), "launch"); },
           py::arg("entry"))
       .def(
@@ -158,17 +186,14 @@ void register_cuda_step(py::module_& m) {
           [](Launcher& l, size_t entry, int32_t kind, int32_t tokens, int32_t outs, int64_t body,
              int64_t table_begin, int64_t table_bytes, int64_t seat_begin, int64_t seat_bytes) {
             const cuda::Upload what{body, table_begin, table_bytes, seat_begin, seat_bytes};
-            require_success(l.begin(entry), "launch");
-            require_success(l.upload(entry, what), "launch");
-            require_success(l.replay(cuda::StepGraph(kind), tokens), "launch");
-            if (outs > 0) require_success(l.replay(cuda::StepGraph::head, outs), "launch");
-            require_success(l.end(entry), "launch");
+            require_success(l.launch(entry, cuda::StepGraph(kind), tokens, outs, what), "launch");
           },
           py::arg("entry"), py::arg("kind"), py::arg("tokens"), py::arg("outs"), py::arg("body"),
           py::arg("table_begin"), py::arg("table_bytes"), py::arg("seat_begin"),
           py::arg("seat_bytes"), "All of a step that graphs do.")
       .def("wait", &waited, py::arg("entry"))
-      .def("is_done", &Launcher::is_done, py::arg("entry"));
+      .def("is_done", &Launcher::is_done, py::arg("entry"))
+      .def("calls", &calls_of, "For who launches and waits without Python (bind/step_calls.h).");
 }
 
 }  // namespace stoker

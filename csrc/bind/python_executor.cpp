@@ -35,6 +35,8 @@ PythonExecutor::~PythonExecutor() {
   buffers_.clear();
   kept_ = nullptr;
   launch_ = py::object();
+  launch_parts_ = py::object();
+  native_ = py::object();
   collect_ = py::object();
   executor_ = py::object();
 }
@@ -63,6 +65,14 @@ std::byte* PythonExecutor::buffer(int32_t index, const BatchLayout& layout) {
       held.push_back(std::move(info));
     }
     buffers_ = std::move(held);
+    if (py::hasattr(executor_, "native_steps")) native_ = executor_.attr("native_steps")();
+    if (native_ && !native_.is_none()) {
+      const py::tuple parts = native_;
+      stager_ = parts[0].cast<StagerRing*>();
+      calls_ = static_cast<const StepCalls*>(
+          py::reinterpret_borrow<py::capsule>(parts[1]).get_pointer());
+      launch_parts_ = executor_.attr("launch_parts");
+    }
   }
   return static_cast<std::byte*>(buffers_.at(static_cast<size_t>(index)).ptr);
 }
@@ -74,13 +84,37 @@ void PythonExecutor::note(py::error_already_set& error, std::string& message, bo
   if (!error.matches(PyExc_Exception)) kept_ = std::current_exception();
 }
 
+// True if the step is on its way.
+bool PythonExecutor::launch_native(const BatchBuffer& batch, int32_t index, StagedStep& staged) {
+  staged = stager_->stage(static_cast<size_t>(index));
+  if (!staged.simple) return false;
+  const char* error = calls_->launch(
+      calls_->launcher, static_cast<size_t>(index), static_cast<int32_t>(staged.graph),
+      staged.tokens, staged.outs, staged.body.size, staged.table_changes.begin,
+      staged.table_changes.size, staged.seat_changes.begin, staged.seat_changes.size);
+  Launched launched{batch.header().batch_id, error != nullptr, error != nullptr, {}, index,
+                    batch.header().num_outs};
+  if (error != nullptr) launched.message = error;
+  launched_.push_back(std::move(launched));
+  return true;
+}
+
 void PythonExecutor::launch(const BatchBuffer& batch) {
-  const py::gil_scoped_acquire gil;
   int32_t index = 0;
   while (buffers_[static_cast<size_t>(index)].ptr != batch.data()) ++index;
-  Launched launched{batch.header().batch_id, false, false, {}};
+  StagedStep staged;
+  if (stager_ != nullptr && launch_native(batch, index, staged)) return;
+  const py::gil_scoped_acquire gil;
+  Launched launched{batch.header().batch_id, false, false, {}, index, -1};
   try {
-    launch_(index);
+    if (stager_ == nullptr) {
+      launch_(index);
+    } else {
+      launch_parts_(index, static_cast<int32_t>(staged.graph), staged.tokens, staged.outs,
+                    staged.body.size, staged.table_changes.begin, staged.table_changes.size,
+                    staged.seat_changes.begin, staged.seat_changes.size);
+      transfers_under_way_ = executor_.attr("transfers_under_way").cast<bool>();
+    }
   } catch (py::error_already_set& error) {
     launched.failed = true;
     note(error, launched.message, launched.fatal);
@@ -112,12 +146,48 @@ void PythonExecutor::launch_sample(BatchId batch_id, const LateMasks& late) {
   }
 }
 
-void PythonExecutor::collect(StepResult& result) {
+void PythonExecutor::collect_native(const Launched& launched, StepResult& result) {
+  result.batch_id = launched.batch_id;
+  float milliseconds = 0;
+  const char* error =
+      launched.failed
+          ? launched.message.c_str()
+          : calls_->wait(calls_->launcher, static_cast<size_t>(launched.index), &milliseconds);
+  if (error != nullptr) {
+    result.status = StepStatus::fatal;  // whatever the runtime refuses, it has lost the device
+    result.message = error;
+    return;
+  }
+  result.device_time = static_cast<TimeNs>(static_cast<double>(milliseconds) * 1e6);
+  const auto tokens = stager_->tokens(static_cast<size_t>(launched.index),
+                                      static_cast<size_t>(launched.native_outs));
+  result.token_ids.assign(tokens.begin(), tokens.end());
+  if (std::any_of(tokens.begin(), tokens.end(), [](Token token) { return token < 0; })) {
+    for (const Token token : tokens)
+      result.row_status.push_back(token < 0 ? RowStatus::failed : RowStatus::ok);
+  }
+  if (!transfers_under_way_) return;
   const py::gil_scoped_acquire gil;
+  try {
+    executor_.attr("add_transfers")(py::cast(&result, py::return_value_policy::reference));
+    transfers_under_way_ = executor_.attr("transfers_under_way").cast<bool>();
+  } catch (py::error_already_set& raised) {
+    bool fatal = false;
+    note(raised, result.message, fatal);
+    result.status = StepStatus::fatal;
+  }
+}
+
+void PythonExecutor::collect(StepResult& result) {
   check(!launched_.empty(), "collect without a launched step");
   Launched launched = std::move(launched_.front());
   launched_.pop_front();
   result.clear();
+  if (launched.native_outs >= 0) {
+    collect_native(launched, result);
+    return;
+  }
+  const py::gil_scoped_acquire gil;
   result.batch_id = launched.batch_id;
   if (!launched.failed) {
     try {

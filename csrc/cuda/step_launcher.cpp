@@ -1,6 +1,8 @@
 // Calls of the CUDA runtime, in order, until one fails.
 #include "cuda/step_launcher.h"
 
+#include <algorithm>
+
 namespace stoker::cuda {
 namespace {
 
@@ -31,7 +33,7 @@ StepLauncher::~StepLauncher() {
 }
 
 cudaError_t StepLauncher::add_entry(const std::byte* host) {
-  Entry entry{host, nullptr, nullptr};
+  Entry entry{host, nullptr, nullptr, nullptr, {}};
   const cudaError_t status = Calls()
                                  .then([&] { return cudaSetDevice(device_index_); })
                                  .then([&] { return cudaEventCreate(&entry.began); })
@@ -53,7 +55,14 @@ cudaError_t StepLauncher::set_graph(StepGraph kind, int32_t bucket, cudaGraph_t 
   return cudaSuccess;
 }
 
+void StepLauncher::drop_graphs(StepGraph kind) {
+  auto& of_kind = graphs_[static_cast<size_t>(kind)];
+  for (const auto& [bucket, graph] : of_kind) cudaGraphExecDestroy(graph);
+  of_kind.clear();
+}
+
 cudaError_t StepLauncher::begin(size_t entry) {
+  entries_[entry].before = nullptr;
   // The loop's thread may be another one than that which made this.
   return Calls().then([&] { return cudaSetDevice(device_index_); }).then([&] {
     return cudaEventRecord(entries_[entry].began, stream_);
@@ -73,22 +82,53 @@ cudaError_t StepLauncher::upload(size_t entry, const Upload& what) {
       .then([&] { return copy(what.seat_begin, what.seat_bytes); });
 }
 
-cudaError_t StepLauncher::replay(StepGraph kind, int32_t bucket) {
+cudaGraphExec_t StepLauncher::find(StepGraph kind, int32_t bucket) const {
   const auto& of_kind = graphs_[static_cast<size_t>(kind)];
   const auto found = of_kind.find(bucket);
-  if (found == of_kind.end()) return cudaErrorInvalidValue;
-  return cudaGraphLaunch(found->second, stream_);
+  return found == of_kind.end() ? nullptr : found->second;
+}
+
+cudaError_t StepLauncher::replay(StepGraph kind, int32_t bucket) {
+  cudaGraphExec_t graph = find(kind, bucket);
+  return graph == nullptr ? cudaErrorInvalidValue : cudaGraphLaunch(graph, stream_);
 }
 
 cudaError_t StepLauncher::end(size_t entry) {
-  return cudaEventRecord(entries_[entry].ended, stream_);
+  newest_ = entries_[entry].ended;
+  return cudaEventRecord(newest_, stream_);
+}
+
+cudaError_t StepLauncher::launch(size_t entry, StepGraph kind, int32_t tokens, int32_t outs,
+                                 const Upload& what) {
+  cudaGraphExec_t whole =
+      kind == StepGraph::decode && outs == tokens ? find(StepGraph::whole, tokens) : nullptr;
+  if (whole != nullptr && newest_ != nullptr) {
+    entries_[entry].before = newest_;
+    entries_[entry].launched = Clock::now();
+    return Calls()
+        .then([&] { return cudaSetDevice(device_index_); })
+        .then([&] { return upload(entry, what); })
+        .then([&] { return cudaGraphLaunch(whole, stream_); })
+        .then([&] { return end(entry); });
+  }
+  return Calls()
+      .then([&] { return begin(entry); })
+      .then([&] { return upload(entry, what); })
+      .then([&] { return replay(kind, tokens); })
+      .then([&] { return outs > 0 ? replay(StepGraph::head, outs) : cudaSuccess; })
+      .then([&] { return end(entry); });
 }
 
 cudaError_t StepLauncher::wait(size_t entry, float* milliseconds) {
   const Entry& e = entries_[entry];
-  return Calls().then([&] { return cudaEventSynchronize(e.ended); }).then([&] {
-    return cudaEventElapsedTime(milliseconds, e.began, e.ended);
-  });
+  const cudaError_t status = cudaEventSynchronize(e.ended);
+  if (status != cudaSuccess) return status;
+  if (e.before == nullptr) return cudaEventElapsedTime(milliseconds, e.began, e.ended);
+  // It began when the one before had ended, unless it was launched later.
+  const std::chrono::duration<float, std::milli> since = Clock::now() - e.launched;
+  const cudaError_t measured = cudaEventElapsedTime(milliseconds, e.before, e.ended);
+  *milliseconds = std::min(*milliseconds, since.count());
+  return measured;
 }
 
 bool StepLauncher::is_done(size_t entry) const {

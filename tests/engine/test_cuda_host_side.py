@@ -53,6 +53,7 @@ class Launcher:
         self.used: set[tuple[int, int]] = set()
         self.whole = 0
 
+    def drop_graphs(self, kind: int) -> None: ...
     def add_entry(self, host: int) -> None:
         self._hosts.append(host)
 
@@ -78,9 +79,35 @@ class Launcher:
         self.whole += 1
         self.upload(entry, *upload)
         with torch.inference_mode():
+            if kind == cuda_graphs.DECODE and outs == tokens:
+                self.replay(cuda_graphs.WHOLE, tokens)
+                return
             self.replay(kind, tokens)
             if outs:
                 self.replay(cuda_graphs.HEAD, outs)
+
+
+class NativeLauncher(Launcher):
+    """One whose steps the loop starts and waits for by plain C functions (csrc/bind/step_calls.h)."""
+
+    def calls(self) -> Any:
+        long, pointer = ctypes.c_int64, ctypes.c_void_p
+        launch_type = ctypes.CFUNCTYPE(pointer, pointer, ctypes.c_size_t, *[ctypes.c_int32] * 3, *[long] * 5)
+        wait_type = ctypes.CFUNCTYPE(pointer, pointer, ctypes.c_size_t, ctypes.POINTER(ctypes.c_float))
+
+        def launch(_: Any, *step: int) -> None:
+            self.launch(*step)
+
+        def wait(_: Any, entry: int, milliseconds: Any) -> None:
+            milliseconds[0] = 1.5
+
+        class Calls(ctypes.Structure):
+            _fields_: ClassVar = [("launcher", pointer), ("launch", launch_type), ("wait", wait_type)]
+
+        self.kept = Calls(None, launch_type(launch), wait_type(wait)), b"stoker.step_calls"
+        new = ctypes.pythonapi.PyCapsule_New
+        new.restype, new.argtypes = ctypes.py_object, [pointer, ctypes.c_char_p, pointer]
+        return new(ctypes.addressof(self.kept[0]), self.kept[1], None)
 
 
 def begin_step(front: Any, changes: Any, seats: Any, tables: Any, records: Any) -> None:
@@ -100,7 +127,7 @@ def end_step(front: Any, sampled: Any, seats: Any, last_token: Any) -> None:
 class Replayed(cuda_graphs.GraphSet):
     """Keeps its body where it would capture it."""
 
-    def capture(self, launcher: Any, *_: Any) -> float:
+    def capture(self, launcher: Any, *_: Any, again: bool = False) -> float:
         launcher.bodies.update({(self.kind, size): self.body for size in self.buckets})
         return 0.0
 
@@ -167,9 +194,14 @@ def make_runner(folder: Path, eager: bool) -> CudaRunner:
 
 
 @pytest.mark.usefixtures("cuda_on_cpu")
-@pytest.mark.parametrize("eager", [False, True])
-def test_tokens_equal_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eager: bool) -> None:
-    """Chunks, decodes, retractions and the prefix cache through buckets larger than the steps."""
+@pytest.mark.parametrize("way", ["graphs", "native", "eager"])
+def test_tokens_equal_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """Chunks, decodes, retractions and the prefix cache through buckets larger than the steps; simple steps by way of Python,
+    or without it, between others that Python launches.
+    """
+    eager = way == "eager"
+    if way == "native":
+        monkeypatch.setattr(sys.modules["stoker._cuda"], "StepLauncher", NativeLauncher)
     model = checkpoints.make_model("mistral")
     checkpoints.save(model, tmp_path)
     prompts = checkpoints.prompts(16, 200, seed=2)
@@ -209,12 +241,14 @@ def test_tokens_equal_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPat
                 answers[int(output.rid)] += output.new_token_ids
                 assert output.finish_reason in (None, "length"), output.message
         assert engine.stats().num_preemptions > 0
+        times = {step["device_ns"] for step in engine.loop.trace(1000)}
+    assert (1_500_000 in times) == (way == "native")
     agreement = checkpoints.compare(reference, answers)
     assert agreement.wrong == 0, agreement
     launcher = runner._launcher
     used = {
         kind: {bucket for k, bucket in launcher.used if k == kind}
-        for kind in (cuda_graphs.DECODE, cuda_graphs.MIXED, cuda_graphs.HEAD)
+        for kind in (cuda_graphs.DECODE, cuda_graphs.MIXED, cuda_graphs.HEAD, cuda_graphs.WHOLE)
     }
     if eager:
         assert not launcher.used
@@ -222,6 +256,7 @@ def test_tokens_equal_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert used[cuda_graphs.MIXED] == {16, 32}
     assert used[cuda_graphs.DECODE]
     assert used[cuda_graphs.HEAD]
+    assert used[cuda_graphs.WHOLE]
     assert launcher.whole > 0, "plain steps go out in one call"
 
 

@@ -98,6 +98,43 @@ def test_bfloat16_graphs_change_nothing(golden: Any) -> None:
     assert begun_alike >= 0.8 * len(prompts)
 
 
+def test_bias_and_stop_tokens_reach_the_captured_sampler(golden: Any) -> None:
+    """Tables that grow while others run: graphs hold where they were, and capturing again must touch nobody's tokens."""
+    folder, prompts, _ = golden
+    answers = []
+    for device in ("cpu", "cuda"):
+        config = EngineConfig(
+            str(folder),
+            device=device,
+            dtype="float32",
+            max_num_seqs=8,
+            max_model_len=700,
+            num_kv_blocks=AMPLE,
+        )
+        with Engine(config) as engine:
+            got: dict[str, list[int]] = {}
+            for i, prompt in enumerate(prompts[:12]):
+                # 3, 20 or 60 entries: within the tables' first room, and beyond it twice.
+                width = (0, 3, 20, 60)[i % 4]
+                params = SamplingParams(
+                    temperature=0.0,
+                    max_tokens=24,
+                    ignore_eos=True,
+                    logit_bias={7 * k + i: 40.0 + (k * 13) % 17 for k in range(width)} or None,
+                    stop_token_ids=tuple(range(900, 900 + width)),
+                    min_tokens=8 if width else 0,
+                )
+                engine.add_request(str(i), prompt, params)
+            while engine.has_unfinished():
+                for output in engine.step():
+                    assert output.finish_reason in (None, "length", "stop"), output.message
+                    got.setdefault(output.rid, []).extend(output.new_token_ids)
+            answers.append(got)
+    cpu, gpu = answers
+    assert sum(cpu[rid] == gpu[rid] for rid in cpu) >= len(cpu) - 1
+    assert all(token in range(i, 7 * 60 + i, 7) for i in (1, 2, 3) for token in gpu[str(i)])
+
+
 def test_logprobs_come_with_the_tokens(golden: Any) -> None:
     """The path that waits at launch: logprobs, prompt logprobs and penalties among plain requests."""
     folder, prompts, _ = golden

@@ -6,7 +6,7 @@ from typing import Any, Protocol, final, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from .sched import BatchLayout, Req, SchedulerConfig, StepResult
+from .sched import BatchLayout, Req, SchedulerConfig, StepResult, StepStager
 
 class _PythonExecutor(Protocol):
     """What the loop expects of an executor written in Python (duck-typed; this class does not exist at run time).
@@ -36,6 +36,17 @@ class _PythonExecutor(Protocol):
     def collect(self, result: StepResult, /) -> None:
         """Waits for the oldest launched step and fills `result`, which is cleared and bears its batch_id already.
         Valid during the call only."""
+    # May be missing, or give None; an executor that gives it has the three after it as well.
+    def native_steps(self) -> tuple[StepStager, Any] | None:
+        """The stager of the buffers and a capsule (csrc/bind/step_calls.h): the loop stages every step and launches and
+        collects the simple ones itself, without the GIL."""
+    def launch_parts(self, index: int, /, *staged: int) -> None:
+        """`launch` for a step that is staged and not simple; `collect` brings it back."""
+    @property
+    def transfers_under_way(self) -> bool:
+        """Asked after launch_parts and add_transfers: whether collected steps must ask add_transfers."""
+    def add_transfers(self, result: StepResult, /) -> None:
+        """Copies between tiers that ended since, in a step's result that is filled but for them."""
 
 class _MaskSource(Protocol):
     """What the loop expects of a source of grammar masks (duck-typed). Called by the thread that drives, with the GIL."""

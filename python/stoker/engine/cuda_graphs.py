@@ -1,5 +1,5 @@
-"""CUDA graphs: the layers for each bucket of decode rows and for each bucket of tokens with prefill chunks among them, and
-head and sampler for each bucket of output rows.
+"""CUDA graphs: the layers for each bucket of decode rows and for each bucket of tokens with prefill chunks among them,
+head and sampler for each bucket of output rows, and all of a step that samples each of its decode rows.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from typing import Any, Protocol
 import torch
 
 # Kinds, as in csrc/cuda/step_launcher.h.
-DECODE, MIXED, HEAD = 1, 2, 3
+DECODE, MIXED, HEAD, WHOLE = 1, 2, 3, 4
 
 
 class Launcher(Protocol):
     """`_cuda.StepLauncher` as far as it is used here."""
 
     def set_graph(self, kind: int, bucket: int, graph: int) -> None: ...
+    def drop_graphs(self, kind: int) -> None: ...
 
 
 def default_buckets(max_num_seqs: int) -> list[int]:
@@ -44,16 +45,19 @@ class GraphSet:
         self.body = body
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
-    def capture(self, launcher: Launcher, stream: torch.cuda.Stream, pool: Any) -> float:
+    def capture(
+        self, launcher: Launcher, stream: torch.cuda.Stream, pool: Any, *, again: bool = False
+    ) -> float:
         """Captures every bucket, the largest first, so that the smaller ones live in its memory, and hands them to the
-        launcher. Seconds taken.
+        launcher. Seconds taken. `again`: it was captured before, and seats are in use, so nothing may run.
         """
         began = time.perf_counter()
         if not self.buckets:
             return 0.0
         with torch.cuda.stream(stream):
-            for size in self.buckets:  # libraries load what they need, which a capture forbids
-                self.body(size)
+            if not again:
+                for size in self.buckets:  # libraries load what they need, which a capture forbids
+                    self.body(size)
             stream.synchronize()
             for size in reversed(self.buckets):
                 graph = torch.cuda.CUDAGraph(keep_graph=True)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from stoker._core.sched import StepStager
-from stoker.engine.cuda_graphs import DECODE, HEAD, MIXED, GraphSet, mixed_buckets
+from stoker.engine.cuda_graphs import DECODE, HEAD, MIXED, WHOLE, GraphSet, mixed_buckets
 from stoker.engine.cuda_seats import CudaSeats
 from stoker.engine.cuda_step import DeviceStep, HostStep
 from stoker.engine.cuda_transfers import CudaTransfers
@@ -82,6 +82,7 @@ class CudaRunner:
             MIXED: GraphSet(MIXED, self._run_mixed, mixed if graphs else []),
             # The sampler's definition in plain torch asks the device for numbers, which a graph cannot.
             HEAD: GraphSet(HEAD, self._run_head, buckets if graphs and native_sampler else []),
+            WHOLE: GraphSet(WHOLE, self._run_whole, buckets if graphs and native_sampler else []),
         }
         self._hidden = forward.hidden
         self._late_masks: LateMasks | None = None
@@ -119,16 +120,20 @@ class CudaRunner:
         before = _used(device)
         with torch.inference_mode():
             pool = torch.cuda.graph_pool_handle()
-            for kind in (DECODE, MIXED):
-                self.capture_seconds += self.graphs[kind].capture(self._launcher, self._stream, pool)
-            self._capture_head(pool)
+            for graphs in self.graphs.values():
+                self.capture_seconds += graphs.capture(self._launcher, self._stream, pool)
+            self._sampling_tables = self._table_addresses()
         self.graph_bytes = _used(device) - before
         return [host.batch for host in self._ring]
 
-    def _capture_head(self, pool: Any = None) -> None:
-        self._sampling_tables = self._table_addresses()
-        pool = pool or torch.cuda.graph_pool_handle()
-        self.capture_seconds += self.graphs[HEAD].capture(self._launcher, self._stream, pool)
+    def _follow_tables(self) -> None:
+        """Head and sampler again, if a table that they have burnt in has moved."""
+        tables = self._table_addresses()
+        if tables == self._sampling_tables:
+            return
+        self._sampling_tables = tables
+        self._launcher.drop_graphs(WHOLE)  # layers and head by two graphs from now on
+        self.graphs[HEAD].capture(self._launcher, self._stream, torch.cuda.graph_pool_handle(), again=True)
 
     def _table_addresses(self) -> tuple[int, ...]:
         """What the sampler's graph has burnt in and the seat table may move when it grows."""
@@ -152,6 +157,10 @@ class CudaRunner:
         self._forward.sample(logits, sampled, views, 0, outs, masks=masks)
         self._ops.end_step(self._device.front, sampled, views.outs(0, outs)[1], self._seats.last_token)
 
+    def _run_whole(self, rows: int) -> None:
+        self._run_decode(rows)
+        self._run_head(rows)
+
     def _begin(self) -> None:
         device, seats = self._device, self._seats
         self._ops.begin_step(
@@ -173,10 +182,35 @@ class CudaRunner:
             else:
                 self._launch_in_parts(launched, *how)
         except Exception as error:
-            output = launched.output = launched.output or StepOutput(launched.batch_id)
-            output.status = "fatal" if is_device_error(error) else "failed"
-            output.message = f"{type(error).__name__}: {error}"
+            _note(launched, error)
         self._pending.append(launched)
+
+    def native_steps(self) -> tuple[StepStager, Any] | None:
+        """What the loop needs to launch and collect simple steps by itself; the others come to `launch_parts`."""
+        calls = getattr(self._launcher, "calls", None)
+        return None if calls is None else (self._stager, calls())
+
+    def launch_parts(self, index: int, *staged: int) -> None:
+        """Starts the step in ring entry `index`, which the loop has staged."""
+        longs, ints = self._headers[index]
+        launched = _Launched(index, int(longs[_BATCH_ID]), int(ints[_NUM_OUTS]))
+        try:
+            self._launch_in_parts(launched, *staged)
+        except Exception as error:
+            _note(launched, error)
+        self._pending.append(launched)
+
+    @property
+    def transfers_under_way(self) -> bool:
+        """Whether `add_transfers` may bring news later."""
+        return self._transfers.any_under_way
+
+    def add_transfers(self, result: Any) -> None:
+        """Tickets of swaps that have ended, to a step's result that the loop has filled itself."""
+        output = StepOutput(0)
+        self._transfers.add_finished(output)
+        result.finished_transfers = output.finished_transfers
+        result.transfer_time, result.transfer_bytes = output.transfer_time_ns, output.transfer_bytes
 
     def _launch_in_parts(self, launched: _Launched, graph: int, tokens: int, outs: int, *upload: int) -> None:
         index = launched.entry
@@ -204,6 +238,7 @@ class CudaRunner:
         if header.flags & BATCH_FULL:
             self._seats.clear()
         self._seats.apply_seats(header, host.buffer)
+        self._follow_tables()
         self._launcher.upload(index, *upload)
         if header.num_transfers:
             self._transfers.run(host.buffer.transfers[: header.num_transfers], output)
@@ -225,8 +260,6 @@ class CudaRunner:
         if header.num_outs == 0 or header.flags & BATCH_LATE:
             return
         if outs:
-            if self._sampling_tables != self._table_addresses():
-                self._capture_head()
             self._launcher.replay(HEAD, outs)
         else:
             self._read(host, header, output)
@@ -260,8 +293,7 @@ class CudaRunner:
                 late = self._late_masks.upload(mask_row, masks) if len(masks) else None
                 self._read(self._ring[launched.entry], header, output, late)
         except Exception as error:
-            output.status = "fatal" if is_device_error(error) else "failed"
-            output.message = f"{type(error).__name__}: {error}"
+            _note(launched, error)
         self._launcher.end(launched.entry)
 
     def ready(self) -> bool:
@@ -292,6 +324,12 @@ class CudaRunner:
             if tokens.min() < 0:
                 output.row_failed = tokens < 0
         fill_result(result, output)
+
+
+def _note(launched: _Launched, error: Exception) -> None:
+    output = launched.output = launched.output or StepOutput(launched.batch_id)
+    output.status = "fatal" if is_device_error(error) else "failed"
+    output.message = f"{type(error).__name__}: {error}"
 
 
 class LateMasks:

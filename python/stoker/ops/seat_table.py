@@ -73,6 +73,10 @@ class LogprobBuffers:
         )
 
 
+_FEW = 16
+"""Entries of bias and of stop tokens that every seat has room for from the start: captured graphs hold the tables' places."""
+
+
 class SeatTable:
     """All seats' sampling parameters on one device. Seat 0 is padding: greedy, no penalties.
 
@@ -100,9 +104,9 @@ class SeatTable:
         self.repetition_penalty.fill_(1.0)
         self.num_logprobs.fill_(-1)
         # Only the first num_bias / num_stop entries of a seat's row count.
-        self.bias_ids = torch.zeros(num_seats, 1, dtype=torch.int32, device=self.device)
-        self.bias_values = torch.zeros(num_seats, 1, dtype=torch.float32, device=self.device)
-        self.stop_ids = torch.zeros(num_seats, 1, dtype=torch.int32, device=self.device)
+        self.bias_ids = torch.zeros(num_seats, _FEW, dtype=torch.int32, device=self.device)
+        self.bias_values = torch.zeros(num_seats, _FEW, dtype=torch.float32, device=self.device)
+        self.stop_ids = torch.zeros(num_seats, _FEW, dtype=torch.int32, device=self.device)
         self.penalty_counts: torch.Tensor | None = None
         # The same fact on the host, so that nobody has to ask the device.
         self._has_penalties = np.zeros(num_seats, dtype=bool)
