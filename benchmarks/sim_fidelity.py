@@ -5,11 +5,11 @@ with another rate and other lengths, predicted before it is made.
     python benchmarks/sim_fidelity.py --report DIR            # benchmarks/results/sim_fidelity.{json,md}
     python benchmarks/sim_fidelity.py --device cuda           # a 0.6B model with random weights on a GPU
 
-A pair: run A is recorded and a cost model fitted to it, what it says of run B is written to DIR, run B is made. A run has
-`--num-reqs` reqs (1,000) in ten parts; before, between and after them a probe is timed: a fixed few batches of prompts and decodes.
-What a part's two probes took over what A's took in the mean rescales its step times: A's before the fit, B's in the prediction.
-What is written before run B stands and takes nothing else from it: the cost model, the reqs and their times, and the figures for a
-few speeds. A prediction is the mean of ten simulations that differ in their noise.
+A pair: run A is recorded and a cost model fitted to it, what it says of run B is written to DIR, run B is made. A run has at least
+1,000 reqs and lasts at least `--seconds` (25), in ten parts; before, between and after them a probe is timed: a fixed few prompts and
+decodes. What B's probes took over A's, in the mean, rescales the model's step times; that is all the prediction takes from run B.
+What is written before stands: the cost model, the reqs and their times, and the figures for a few speeds. A prediction is the mean of
+ten simulations that differ in their noise.
 
 Reqs come at planned times (Poisson), and time to first token counts from there. Load: the rate of arrivals over the rate at which
 the fitted model answers the same reqs when they are all there. The recorded steps of both runs are then repeated in virtual time, and
@@ -19,7 +19,6 @@ their batches compared row by row. On a CPU one thread computes: the loop has a 
 from __future__ import annotations
 
 import argparse
-import copy
 import gc
 import json
 import os
@@ -54,7 +53,7 @@ ON: dict[str, dict[str, Any]] = {
         "probe": {"num_reqs": 4, "prompt_len": "uniform:16:128", "output_len": "uniform:4:12"},
         "pairs": {
             1: ((0.5, "loguniform:16:160", "uniform:2:12"), (0.6, "loguniform:8:64", "uniform:2:16")),
-            2: ((0.5, "loguniform:8:64", "uniform:2:16"), (0.5, "loguniform:32:256", "uniform:2:8")),
+            2: ((0.5, "loguniform:8:256", "uniform:2:16"), (0.5, "loguniform:32:256", "uniform:2:8")),
             3: ((0.6, "uniform:16:128", "uniform:2:12"), (0.4, "loguniform:16:160", "uniform:4:12")),
             4: ((0.6, "loguniform:32:256", "uniform:2:16"), (0.7, "loguniform:8:64", "exponential:7:30")),
             5: ((0.5, "loguniform:16:160", "exponential:6:30"), (0.65, "uniform:16:128", "uniform:2:12")),
@@ -68,7 +67,7 @@ ON: dict[str, dict[str, Any]] = {
         "probe": {"num_reqs": 16, "prompt_len": "uniform:64:1024", "output_len": "uniform:16:64"},
         "pairs": {
             1: ((0.5, "loguniform:32:2048", "loguniform:16:256"), (0.7, "loguniform:32:512", "uniform:16:256")),
-            2: ((0.5, "loguniform:32:512", "uniform:16:256"), (0.6, "loguniform:128:2048", "loguniform:16:128")),
+            2: ((0.5, "loguniform:16:2048", "uniform:16:256"), (0.6, "loguniform:128:2048", "loguniform:16:128")),
             3: ((0.6, "uniform:64:1024", "uniform:16:128"), (0.4, "loguniform:32:2048", "loguniform:16:256")),
             4: ((0.6, "loguniform:128:2048", "loguniform:16:128"), (0.75, "loguniform:32:512", "exponential:100:400")),
             5: ((0.5, "loguniform:32:2048", "exponential:100:400"), (0.65, "uniform:64:1024", "uniform:16:128")),
@@ -167,19 +166,12 @@ class Recorded:
         return run
 
     @property
-    def speeds(self) -> list[float]:
-        """Of each part: what the probe takes."""
-        return [(a + b) / 2 for a, b in zip(self.probes, self.probes[1:], strict=False)]
+    def steps(self) -> list[Step]:
+        return [step for trace in self.traces for step in trace.steps]
 
-    def steps_at(self, speed: float) -> list[Step]:
-        """The steps as long as they would be if the probe took `speed`."""
-        steps = []
-        for trace, own in zip(self.traces, self.speeds, strict=True):
-            for step in trace.steps:
-                scaled = copy.copy(step)
-                scaled.start = step.end - round((step.end - step.start) * speed / own)
-                steps.append(scaled)
-        return steps
+    @property
+    def probe(self) -> float:
+        return statistics.fmean(self.probes)
 
     def figures(self) -> dict[str, float]:
         made = []
@@ -212,13 +204,12 @@ def figures(parts: list[Part]) -> dict[str, float]:
     }
 
 
-def predicted(engine: Engine, cost: Any, requests: list[Requests], speeds: list[float]) -> dict[str, float]:
-    """Each part on a machine that takes `speeds` times as long."""
+def predicted(engine: Engine, cost: Any, requests: list[Requests]) -> dict[str, float]:
     found = []
     for seed in range(SIMULATIONS):
         parts = []
-        for number, (part, speed) in enumerate(zip(requests, speeds, strict=True)):
-            run = simulate(setting_of(engine, rescaled(cost, speed), PARTS * seed + number), part)
+        for number, part in enumerate(requests):
+            run = simulate(setting_of(engine, cost, PARTS * seed + number), part)
             middles, counts = run.gaps
             gaps = np.repeat(middles, counts) / 1e9
             parts.append(Part(run.ttft, gaps, int(part.answer_lens.sum()), run.seconds))
@@ -264,7 +255,10 @@ def setting_of(engine: Engine, cost: Any, seed: int) -> Setting:
 def rescaled(cost: Any, factor: float) -> Any:
     """The same model of a machine that takes `factor` times as long."""
     keep = {"noise", "noise_of_size", "window", "windowed_share"}
-    return type(cost)(**{n: v if n in keep else v * factor for n, v in cost_dict(cost).items()})
+    coefficients = cost_dict(cost)
+    launch = [[ns * factor for ns in size] for size in coefficients.pop("launch_of_size")]
+    scaled = {name: v if name in keep else v * factor for name, v in coefficients.items()}
+    return type(cost)(**scaled, launch_of_size=launch)
 
 
 def capacity(engine: Engine, cost: Any, requests: Requests) -> float:
@@ -273,47 +267,46 @@ def capacity(engine: Engine, cost: Any, requests: Requests) -> float:
     return len(requests) / simulate(setting_of(engine, cost, 0), at_once).seconds
 
 
-def run_pair(engine: Engine, device: str, number: int, num_reqs: int, out: Path) -> None:
+def run_pair(engine: Engine, device: str, number: int, seconds: float, out: Path) -> None:
     (load_a, prompts_a, answers_a), (load_b, prompts_b, answers_b) = ON[device]["pairs"][number]
-    made = {"prompt_len": prompts_a, "output_len": answers_a, "seed": 10 * number + 1}
-    # How fast is it at all? A burst says; it also warms everything up.
-    burst = fresh(num_reqs=300, **{**made, "seed": 999})
-    engine.feed(fresh(num_reqs=64, **{**made, "seed": 998}))
-    rough = fit(engine.record(burst).steps).cost
-    run_a = Recorded.make(
-        engine, fresh(num_reqs=num_reqs, rate=load_a * capacity(engine, rough, burst), **made)
-    )
-    speed_a = statistics.fmean(run_a.speeds)
-    fitted = fit(run_a.steps_at(speed_a))
-    cost = fitted.cost
+    made_a = {"prompt_len": prompts_a, "output_len": answers_a, "seed": 10 * number + 1}
+    made_b = {"prompt_len": prompts_b, "output_len": answers_b, "seed": 10 * number + 2}
 
-    now = run_a.probes[-1] / speed_a
-    made = {"prompt_len": prompts_b, "output_len": answers_b, "seed": 10 * number + 2}
-    full = capacity(engine, rescaled(cost, now), synthetic(num_reqs=num_reqs, **made))
-    b = fresh(num_reqs=num_reqs, rate=load_b * full, **made)
+    def at(load: float, cost: Any, made: dict[str, Any]) -> dict[str, Any]:
+        rate = load * capacity(engine, cost, synthetic(num_reqs=500, **made))
+        return {"num_reqs": max(1000, int(rate * seconds)), "rate": rate, **made}
+
+    # How fast is it at all? A burst says; it also warms everything up.
+    engine.feed(fresh(num_reqs=64, **{**made_a, "seed": 998}))
+    rough = fit(engine.record(fresh(num_reqs=300, **{**made_a, "seed": 999})).steps).cost
+    run_a = Recorded.make(engine, fresh(**(made_a := at(load_a, rough, made_a))))
+    fitted = fit(run_a.steps)
+    # As fast as it was last: what the rate of B goes by, and what is written for.
+    speed = run_a.probes[-1] / run_a.probe
+    made_b = at(load_b, rescaled(fitted.cost, speed), made_b)
+    b = fresh(**made_b)
+    speeds = {s: rescaled(fitted.cost, speed * s) for s in SPEEDS}
     record: dict[str, Any] = {
         "pair": number,
-        "num_reqs": num_reqs,
         "device": _device(device),
         "model": Path(ON[device]["engine"]["model"]).name,
-        "a": {"load": load_a, "prompt_len": prompts_a, "output_len": answers_a, "probes": run_a.probes, "measured": run_a.figures()},
-        "b": {"load": load_b, "prompt_len": prompts_b, "output_len": answers_b, "seed": made["seed"], "rate": load_b * full},
-        "fit": {"num_steps": fitted.num_steps, "mean_error": fitted.mean_error, "cost_model": cost_dict(cost)},
-        "predicted_at_speed": {s: predicted(engine, cost, list(parts_of(b)), [now * s] * PARTS) for s in SPEEDS},
+        "a": {"load": load_a, **made_a, "probes": run_a.probes, "measured": run_a.figures()},
+        "b": {"load": load_b, **made_b},
+        "fit": {"num_steps": fitted.num_steps, "mean_error": fitted.mean_error, "cost_model": cost_dict(fitted.cost)},
+        "predicted_at_speed": {s: predicted(engine, cost, list(parts_of(b))) for s, cost in speeds.items()},
         "predicted_at": time.strftime("%Y-%m-%d %H:%M:%S"),
     }  # fmt: skip
     path = out / f"pair{number}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")  # the prediction stands before the run begins
 
     run_b = Recorded.make(engine, b)
-    speeds = [speed / speed_a for speed in run_b.speeds]
     record["b"]["probes"] = run_b.probes
-    record["b"]["speed"] = statistics.fmean(speeds)
-    record["b"]["load"] = load_b * record["b"]["speed"] / now
-    record["b"]["predicted"] = predicted(engine, cost, run_b.requests, speeds)
+    record["b"]["speed"] = run_b.probe / run_a.probe
+    record["b"]["load"] = load_b * record["b"]["speed"] / speed
+    record["b"]["predicted"] = predicted(engine, rescaled(fitted.cost, record["b"]["speed"]), run_b.requests)
     record["b"]["measured"] = run_b.figures()
     for name, run in (("a", run_a), ("b", run_b)):
-        record[name]["steps"] = sum(len(trace.steps) for trace in run.traces)
+        record[name]["steps"] = len(run.steps)
         record[name]["differs"] = first_difference(run)
         for part, trace in enumerate(run.traces):
             trace.save(out / f"pair{number}{name}{part}.jsonl.gz")
@@ -322,9 +315,9 @@ def run_pair(engine: Engine, device: str, number: int, num_reqs: int, out: Path)
         p, m = record["b"]["predicted"][name], record["b"]["measured"][name]
         print(f"pair {number} {name}: predicted {p:.5g}, measured {m:.5g}, {100 * (p / m - 1):+.1f}%")
     print(
-        f"  speed {record['b']['speed']:.3f}, load {record['b']['load']:.2f}; batches differ at {record['a']['differs']}, {record['b']['differs']}",
-        flush=True,
-    )
+        f"  speed {record['b']['speed']:.3f}, load {record['b']['load']:.2f}; batches differ at {record['a']['differs']}, "
+        f"{record['b']['differs']}", flush=True,
+    )  # fmt: skip
 
 
 def first_difference(run: Recorded) -> str | None:
@@ -350,7 +343,7 @@ def report(folders: list[Path]) -> None:
         records = [json.loads(path.read_text()) for path in sorted(folder.glob("pair*.json"))]
         records = [r for r in records if "measured" in r["b"]]
         for record in records:
-            for name in ("noise", "noise_of_size"):
+            for name in ("noise", "noise_of_size", "launch_of_size"):
                 record["fit"]["cost_model"].pop(name, None)
         errors = {n: [r["b"]["predicted"][n] / r["b"]["measured"][n] - 1 for r in records] for n in FIGURES}
         medians = {name: statistics.median(abs(e) for e in values) for name, values in errors.items()}
@@ -368,7 +361,8 @@ def _table(
     lines = [
         f"## {first['model']} on {first['device']}",
         "",
-        f"{first['predicted_at'][:10]}, {first['num_reqs']:,} reqs a run{first.get('note', '')}.",
+        f"{first['predicted_at'][:10]}, {min(r[x]['num_reqs'] for r in records for x in 'ab'):,} to "
+        f"{max(r[x]['num_reqs'] for r in records for x in 'ab'):,} reqs a run.",
         "",
         "| pair | load A, B | " + " | ".join(FIGURES) + " | speed | batches repeated, A and B |",
         "| --- | --- |" + " --- |" * (len(FIGURES) + 2),
@@ -412,7 +406,7 @@ def main() -> None:
     )
     parser.add_argument("--pair", type=int, choices=range(1, 6), nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--device", choices=tuple(ON), default="cpu")
-    parser.add_argument("--num-reqs", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=25)
     parser.add_argument("--out", type=Path, default=Path("build/fidelity"))
     parser.add_argument("--report", type=Path, nargs="+")
     args = parser.parse_args()
@@ -422,7 +416,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     engine = Engine(args.device)
     for number in args.pair:
-        run_pair(engine, args.device, number, args.num_reqs, args.out)
+        run_pair(engine, args.device, number, args.seconds, args.out)
 
 
 if __name__ == "__main__":

@@ -159,6 +159,9 @@ void register_cost_model(py::module_& m) {
       .def_readwrite("decode_kv", &CostModel::decode_kv)
       .def_readwrite("chunk_kv", &CostModel::chunk_kv)
       .def_readwrite("score", &CostModel::score)
+      .def_readwrite("decodes_step", &CostModel::decodes_step)
+      .def_readwrite("decodes_row", &CostModel::decodes_row)
+      .def_readwrite("decodes_kv", &CostModel::decodes_kv)
       .def_readwrite("device_copy", &CostModel::device_copy)
       .def_readwrite("host_copy", &CostModel::host_copy)
       .def_readwrite("host_before", &CostModel::host_before)
@@ -167,6 +170,7 @@ void register_cost_model(py::module_& m) {
       .def_readwrite("windowed_share", &CostModel::windowed_share)
       .def_readwrite("noise", &CostModel::noise)
       .def_readwrite("noise_of_size", &CostModel::noise_of_size)
+      .def_readwrite("launch_of_size", &CostModel::launch_of_size)
       .def(
           "device_ns",
           [](const CostModel& self, int64_t rows, int64_t chunk_rows, int64_t tokens,

@@ -15,10 +15,9 @@ namespace stoker::sim {
 
 // All in nanoseconds.
 struct CostModel {
-  double step = 1e6;  // any step: launches, sampler, what does not depend on the batch
-  double from_idle =
-      0;           // a step launched while none is in flight, besides: wake-ups, its own launch
-  double row = 0;  // each row
+  double step = 1e6;       // any step: launches, sampler, what does not depend on the batch
+  double from_idle = 0;    // one launched while none is in flight, besides: wake-ups, its launch
+  double row = 0;          // each row
   double chunk_row = 0;    // each row of more than one token, besides
   double sampled = 0;      // each output row
   double weights = 0;      // reading the weights: linear layers take at least this
@@ -27,6 +26,8 @@ struct CostModel {
   double decode_kv = 0;    // each KV position that a one-token row reads
   double chunk_kv = 0;     // each KV position that a chunk reads: chunks take at least this
   double score = 0;        // each (query, key) pair of a chunk
+  // Steps without a chunk, where they follow a formula of their own (decodes_step > 0) instead.
+  double decodes_step = 0, decodes_row = 0, decodes_kv = 0;
   double device_copy = 0;  // each block copied inside the device
   double host_copy = 0;    // each block moved to or from host memory, beside the step
   double host_before = 0;  // on the host: schedule and launch
@@ -40,26 +41,40 @@ struct CostModel {
   // in their ratios. By size_class(); an empty one stands for `noise`.
   std::vector<std::vector<double>> noise_of_size;
 
-  // Twice the bit width of the tokens, and one more where a chunk is among the rows.
+  // How long the host is busy launching a step of one size, equally likely; by size_class(). The
+  // device works meanwhile, and is not done before the launch is.
+  std::vector<std::vector<double>> launch_of_size;
+
+  // Four classes for each doubling of the tokens (17 to 20, 21 to 24, 25 to 28, 29 to 32, 33 to 40,
+  // ...), apart for steps with and without a chunk.
   static size_t size_class(const StepWork& w);
 
   double device(const StepWork& w) const {
-    const double linear =
-        std::max(w.tokens > 0 ? weights : 0.0, token * static_cast<double>(w.tokens));
-    const double attention =
-        decode_kv * w.decode_kv + std::max(chunk_kv * w.chunk_kv, score * w.scores);
-    const double rows = row * static_cast<double>(w.rows) +
-                        chunk_row * static_cast<double>(w.chunk_rows) +
-                        chunk_token * static_cast<double>(w.chunk_tokens) +
-                        sampled * static_cast<double>(w.sampled);
-    const double compute = (w.tokens > 0 ? step : 0.0) +
-                           from_idle * static_cast<double>(w.from_idle) + linear + attention +
-                           rows + device_copy * static_cast<double>(w.device_copies);
+    const double own = decodes_step > 0 && w.chunk_rows == 0 ? decodes(w) : formula(w);
+    const double compute = own * (w.tokens > 0 ? 1 : 0) +
+                           from_idle * static_cast<double>(w.from_idle) +
+                           device_copy * static_cast<double>(w.device_copies);
     return std::max(compute, host_copy * static_cast<double>(w.host_copies));
   }
 
-  // `draw` picks the noise.
+  // On the device; `draw` picks the noise.
   TimeNs time(const StepWork& w, uint64_t draw) const;
+  // On the host.
+  TimeNs launch_time(const StepWork& w, uint64_t draw) const;
+
+ private:
+  double formula(const StepWork& w) const {
+    const double linear = std::max(weights, token * static_cast<double>(w.tokens));
+    const double attention =
+        decode_kv * w.decode_kv + std::max(chunk_kv * w.chunk_kv, score * w.scores);
+    return step + row * static_cast<double>(w.rows) +
+           chunk_row * static_cast<double>(w.chunk_rows) +
+           chunk_token * static_cast<double>(w.chunk_tokens) +
+           sampled * static_cast<double>(w.sampled) + linear + attention;
+  }
+  double decodes(const StepWork& w) const {
+    return decodes_step + decodes_row * static_cast<double>(w.rows) + decodes_kv * w.decode_kv;
+  }
 };
 
 }  // namespace stoker::sim

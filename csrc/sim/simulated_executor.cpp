@@ -57,8 +57,10 @@ void SimulatedExecutor::launch(const BatchBuffer& batch) {
   } else {
     work_ = count_work(batch, cost_.window, cost_.windowed_share);
     work_.from_idle = flights_.empty() ? 1 : 0;
-    end = start + whole(slowness_ * static_cast<double>(
-                                        cost_.time(work_, mix(seed_ ^ static_cast<uint64_t>(id)))));
+    const uint64_t draw = mix(seed_ ^ static_cast<uint64_t>(id));
+    end = start + whole(slowness_ * static_cast<double>(cost_.time(work_, draw)));
+    clock_.advance(cost_.launch_time(work_, mix(draw)));
+    end = std::max(end, clock_.now());
   }
   device_free_ = end;
   busy_ += end - start;

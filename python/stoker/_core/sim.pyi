@@ -76,6 +76,9 @@ class CostModel:
     decode_kv: float
     chunk_kv: float
     score: float
+    decodes_step: float
+    decodes_row: float
+    decodes_kv: float
     device_copy: float
     host_copy: float
     host_before: float
@@ -84,6 +87,7 @@ class CostModel:
     windowed_share: float
     noise: list[float]
     noise_of_size: list[list[float]]
+    launch_of_size: list[list[float]]
     def device_ns(
         self,
         *,

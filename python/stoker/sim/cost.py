@@ -12,8 +12,10 @@ from stoker.sim.devices import DEVICES, DeviceRow
 
 COST_FIELDS = (
     "step", "from_idle", "row", "chunk_row", "sampled", "weights", "token", "chunk_token", "decode_kv", "chunk_kv", "score",
-    "device_copy", "host_copy", "host_before", "host_after", "window", "windowed_share", "noise", "noise_of_size",
+    "decodes_step", "decodes_row", "decodes_kv", "device_copy", "host_copy", "host_before", "host_after", "window", "windowed_share", "noise", "noise_of_size",
+    "launch_of_size",
 )  # fmt: skip
+_OF_SIZE = ("noise_of_size", "launch_of_size")
 
 
 class ModelSizes(Protocol):
@@ -149,8 +151,8 @@ def cost_from_file(path: str | Path) -> CostModel:
     if unknown:
         raise ValueError(f"{path}: {unknown[0]!r} is no coefficient; allowed are {', '.join(COST_FIELDS)}")
     for name, value in given.items():
-        numbers = value if name.startswith("noise") and isinstance(value, list) else [value]
-        if name == "noise_of_size" and all(isinstance(each, list) for each in numbers):
+        numbers = value if name in ("noise", *_OF_SIZE) and isinstance(value, list) else [value]
+        if name in _OF_SIZE and all(isinstance(each, list) for each in numbers):
             numbers = [v for each in numbers for v in each]
         if not all(isinstance(v, int | float) and v >= 0 for v in numbers):
             raise ValueError(f"{path}: {name} must be 0 or more, not {value!r}")

@@ -1,10 +1,9 @@
-"""Fits a cost model to a recorded step trace: coefficients that are never negative, least squares of relative errors, and the
-spread that is left as ratios to draw from."""
+"""Fits a cost model to a recorded step trace: coefficients that are never negative, least squares of relative errors, and what is
+left, size by size, as ratios to draw from."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,12 +13,17 @@ from numpy.typing import NDArray
 from stoker._core.sim import CostModel
 
 Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 _KNEES = (0, 2, 4, 8, 16, 32, 64, 128, 256)
 """Tokens up to which linear layers take as long as reading their weights; the one that fits best is taken."""
 _RATIOS = 256
 """Kept of a spread, at most."""
 _LEAST_STEPS = 50
+"""For a fit, and for a size class of its own."""
+_ROUNDS = 6
+_NO_WAIT = 0.05
+"""Of a step's time: who waits less for its result came when it was there."""
 
 
 class _Row(Protocol):
@@ -33,10 +37,11 @@ class RecordedStep(Protocol):
     """A stoker.viz Step. Times in nanoseconds."""
 
     stats: dict[str, Any]
-    start: int
 
     @property
     def rows(self) -> Sequence[_Row]: ...
+    @property
+    def launched(self) -> int: ...
     @property
     def end(self) -> int: ...
 
@@ -79,41 +84,96 @@ def work_of(step: RecordedStep) -> tuple[float, ...]:
 
 
 def fit(steps: Sequence[RecordedStep], *, noise: bool = True) -> Fit:
-    """Raises ValueError for a trace with too few steps to say anything."""
-    held = [step for step in steps if step.rows and step.end > step.start]
-    if len(held) < _LEAST_STEPS:
-        raise ValueError(f"the trace holds {len(held)} steps; at least {_LEAST_STEPS} are needed for a fit")
-    work = np.array([work_of(s) for s in held], np.float64)
-    took = np.array([s.end - s.start for s in held], np.float64)
+    """To the steps of a run, or of several one after the other. Raises ValueError for too few to say anything."""
+    lasted = [(step, ns) for step, ns in zip(steps, device_times(steps), strict=True) if step.rows and ns > 0]
+    if len(lasted) < _LEAST_STEPS:
+        raise ValueError(f"the trace holds {len(lasted)} steps; at least {_LEAST_STEPS} are needed for a fit")
+    held = [step for step, _ in lasted]
+    work = np.array([work_of(step) for step in held], np.float64)
+    took = np.array([ns for _, ns in lasted], np.float64)
+    sizes = _Sizes(work)
     # A step that something else held up is no measure of what steps take; it stays in the noise.
-    calm = _calm(took, work)
+    calm = took <= 2 * sizes.each(took, np.median)
+    chunk = work[:, 1] > 0
+    apart = min((calm & chunk).sum(), (calm & ~chunk).sum()) >= _LEAST_STEPS
+    general = chunk if apart else np.ones(len(work), bool)
+    coefficients, modelled = _general(work, took, calm & general, general)
+    if apart:
+        own, modelled[~chunk] = _decodes(work, took, calm & ~chunk, ~chunk)
+        coefficients |= own
+    known = sizes.each(took / modelled, np.mean)
+    launch = np.array([step.stats["launch_ns"] for step in held], np.float64)
+    cost = CostModel(
+        **coefficients,
+        noise=_spread(took / modelled / known) if noise else [],
+        noise_of_size=sizes.spreads(took / modelled) if noise else [],
+        launch_of_size=sizes.spreads(launch),
+        host_before=_median([step.stats["receive_ns"] + step.stats["schedule_ns"] for step in held]),
+        host_after=_median(_after(held)),
+    )
+    return Fit(cost, len(held), float(np.abs(known * modelled / took - 1).mean()))
+
+
+def _general(work: Floats, took: Floats, calm: Mask, held: Mask) -> tuple[dict[str, float], Floats]:
+    """The formula of all steps, or of those with chunks; coefficients, and the time of all steps scaled to the mean of `held`."""
     best: tuple[float, Floats, int] | None = None
     for knee in _KNEES:
-        features = _features(work, knee)[calm]
-        expected = took[calm]
-        for _ in range(3):
-            # Errors count relative to what is expected: else short steps would count for too little.
-            found = _not_negative(features / expected[:, None], took[calm] / expected)
-            expected = features @ found
-        error = float(np.abs(took[calm] / expected - 1).mean())
+        found, error = _least_squares(_features(work, knee)[calm], took[calm], None)
         if best is None or error < best[0] * 0.995:  # a knee has to earn its place
             best = (error, found, knee)
     assert best is not None
     _, found, knee = best
     modelled = _features(work, knee) @ found
-    found, modelled = (values * (took.sum() / modelled.sum()) for values in (found, modelled))
-    step, from_idle, row, chunk_row, sampled, token, chunk_token, decode_kv, score = (
-        float(value) for value in found
-    )
-    cost = CostModel(
-        step=step, from_idle=from_idle, row=row, chunk_row=chunk_row, sampled=sampled, weights=token * knee, token=token,
-        chunk_token=chunk_token, decode_kv=decode_kv, score=score, noise=_spread(took / modelled) if noise else [],
-        noise_of_size=_spread_of_size(work, took / modelled) if noise else [],
-        host_before=_median([s.stats["receive_ns"] + s.stats["schedule_ns"] for s in held]),
-        host_after=_median([b.stats["began"] - a.end for a, b in itertools.pairwise(held)
-                            if 0 <= b.stats["began"] - a.end < 1e6]),
-    )  # fmt: skip
-    return Fit(cost, len(held), float(np.abs(modelled / took - 1).mean()))
+    scale = took[held].sum() / modelled[held].sum()
+    names = ("step", "from_idle", "row", "chunk_row", "sampled", "token", "chunk_token", "decode_kv", "score")
+    named = {name: float(value) * scale for name, value in zip(names, found, strict=True)}
+    return {**named, "weights": named["token"] * knee}, modelled * scale
+
+
+def _decodes(work: Floats, took: Floats, calm: Mask, held: Mask) -> tuple[dict[str, float], Floats]:
+    """The formula of steps without chunks, and the time of `held`. What it misses of a size is that size's own: else the borders of
+    graphs and kernels would bend the coefficients for all."""
+    features = np.stack([np.ones(len(work)), work[:, 0], work[:, 5]], axis=1)
+    found, _ = _least_squares(features[calm], took[calm], _Sizes(work[calm]))
+    modelled = features[held] @ found
+    scale = took[held].sum() / modelled.sum()
+    names = ("decodes_step", "decodes_row", "decodes_kv")
+    return {n: float(v) * scale for n, v in zip(names, found, strict=True)}, modelled * scale
+
+
+def _least_squares(features: Floats, took: Floats, sizes: _Sizes | None) -> tuple[Floats, float]:
+    """Coefficients and their mean relative error. Errors count relative to what is expected: else short steps would count for too
+    little. With `sizes` only what differs within a size counts, and how sizes differ in what the formula can follow."""
+    expected, ratios = took, np.ones(len(took))
+    for _ in range(_ROUNDS):
+        found = _not_negative(features * (ratios / expected)[:, None], took / expected)
+        modelled = features @ found
+        if sizes is not None:
+            ratios = sizes.each(took / modelled, np.mean)
+        expected = modelled * ratios
+    return found, float(np.abs(took / expected - 1).mean())
+
+
+def device_times(steps: Sequence[RecordedStep]) -> list[int]:
+    """How long the device had each, in nanoseconds: from its launch, or the end of the step before, to its result. Where the host
+    came for the result so late that it was there already (launching the next step held it up), to when the device was done."""
+    times, free = [], 0
+    for step in steps:
+        start = max(step.launched, free)
+        waited = step.stats["collect_ns"] > _NO_WAIT * (step.end - start)
+        device = int(step.stats["device_ns"])
+        free = step.end if waited or not device else min(step.end, start + device)
+        times.append(free - start)
+    return times
+
+
+def _after(steps: Sequence[RecordedStep]) -> list[int]:
+    """From each result to the next turn of the loop that launches something; without those where it had nothing to launch."""
+    began = np.array([step.stats["began"] for step in steps])
+    ends = np.array([step.end for step in steps])
+    places = np.searchsorted(began, ends)
+    gaps = began[places[places < len(began)]] - ends[places < len(began)]
+    return [int(gap) for gap in gaps if gap < 1e6]
 
 
 def _features(work: Floats, knee: int) -> Floats:
@@ -125,30 +185,41 @@ def _features(work: Floats, knee: int) -> Floats:
     )
 
 
-def _size_classes(work: Floats) -> Iterator[NDArray[np.bool_]]:
-    """Which steps are of each of CostModel's size classes (csrc/sim/cost_model.h), from class 0 on."""
-    sizes = 2 * (np.floor(np.log2(work[:, 2])).astype(int) + 1) + (work[:, 1] > 0)
-    return (sizes == size for size in range(int(sizes.max()) + 1))
+class _Sizes:
+    """Steps by CostModel's size classes (csrc/sim/cost_model.h). A class with few steps borrows from its neighbours within the same
+    doubling of the tokens; where even those are few, there is none."""
+
+    def __init__(self, work: Floats) -> None:
+        below = work[:, 2].astype(np.int64) - 1
+        width = np.frexp(below.astype(np.float64))[1].astype(np.int64)  # 0 for 0, as std::bit_width
+        quarter = np.where(width >= 3, (below >> np.maximum(width - 3, 0)) & 3, 0)
+        chunk = work[:, 1] > 0
+        self._octave = 2 * width + chunk
+        self._size = 2 * (4 * width + quarter) + chunk
+        self._among: dict[int, Mask] = {}
+        for size in np.unique(self._size):
+            own = self._size == size
+            octave = self._octave == size // 8 * 2 + size % 2
+            among = own if own.sum() >= _LEAST_STEPS else octave
+            if among.sum() >= _LEAST_STEPS:
+                self._among[int(size)] = among
+
+    def each(self, values: Floats, of: Callable[[Floats], Any]) -> Floats:
+        """`of` the values of a step's class, for each step."""
+        out = np.full(len(values), float(of(values)))
+        for size, among in self._among.items():
+            out[self._size == size] = float(of(values[among]))
+        return out
+
+    def spreads(self, values: Floats) -> list[list[float]]:
+        """By class."""
+        count = int(self._size.max()) + 1
+        return [_spread(values[self._among[size]]) if size in self._among else [] for size in range(count)]
 
 
-def _calm(took: Floats, work: Floats) -> NDArray[np.bool_]:
-    """Steps not twice as long as most of those of their size."""
-    calm = np.ones(len(took), bool)
-    for among in _size_classes(work):
-        if among.any():
-            calm[among] = took[among] <= 2 * np.median(took[among])
-    return calm
-
-
-def _spread(ratios: Floats) -> list[float]:
-    """Measured / modelled as a few ratios, equally likely, of the same mean: those of the sorted steps, averaged in turn."""
-    return [float(part.mean()) for part in np.array_split(np.sort(ratios), min(_RATIOS, len(ratios)))]
-
-
-def _spread_of_size(work: Floats, ratios: Floats) -> list[list[float]]:
-    """The same for each size class; none of a class with few steps."""
-    classes = (ratios[among] for among in _size_classes(work))
-    return [_spread(each) if len(each) >= _LEAST_STEPS else [] for each in classes]
+def _spread(values: Floats) -> list[float]:
+    """A few, equally likely and of the same mean: those of the sorted ones, averaged in turn."""
+    return [float(part.mean()) for part in np.array_split(np.sort(values), min(_RATIOS, len(values)))]
 
 
 def _not_negative(a: Floats, b: Floats) -> Floats:
