@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stoker.viz.style import LINES, look, share_axis
+from stoker.viz.style import LINES, look, share_axis, value_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,7 +102,7 @@ def sweep_picture(rows: Sequence[dict[str, Any]], varied: dict[str, list[Any]], 
     with look():
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(4.2 * len(figures) + 1, 3.6), layout="constrained")
+        figure = Figure(figsize=(3.6 * len(figures) + 1, 3.4), layout="constrained")
         for axis, (label, of) in zip(np.atleast_1d(figure.subplots(1, len(figures))), figures, strict=True):
             for place, (kind, members) in enumerate(kinds.items()):
                 colour, dash = LINES[place % len(LINES)]
@@ -118,7 +118,7 @@ def sweep_picture(rows: Sequence[dict[str, Any]], varied: dict[str, list[Any]], 
                 )
             axis.set_xlabel(_UNITS.get(x, x.replace("_", " ")))
             axis.set_ylabel(label)
-            axis.set_ylim(bottom=0)
+            value_axis(axis)
             axis.grid(visible=True, color="#e6e6e6", linewidth=0.6)
         if len(kinds) > 1:
             figure.legend(

@@ -68,6 +68,20 @@ def look() -> Generator[None, None, None]:
         yield
 
 
+def value_axis(axis: Axes) -> None:
+    """For values that are drawn already: from 0 upwards, or logarithmic with plain numbers where they differ a hundredfold."""
+    from matplotlib.ticker import NullFormatter
+
+    drawn = [float(value) for line in axis.get_lines() for value in line.get_ydata()]
+    drawn = [value for value in drawn if value > 0]
+    if drawn and max(drawn) > 100 * min(drawn):
+        axis.set_yscale("log")
+        axis.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axis.set_ylim(bottom=0)
+    axis.yaxis.set_major_formatter("{x:,g}")
+
+
 def share_axis(axis: Axes, label: str) -> None:
     """For a distribution of times that is drawn already: logarithmic with plain numbers, shares upwards, the legend above."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
