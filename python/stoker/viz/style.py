@@ -6,6 +6,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from stoker.viz.spans import Phase
 
 if TYPE_CHECKING:
@@ -72,9 +74,9 @@ def value_axis(axis: Axes) -> None:
     """For values that are drawn already: from 0 upwards, or logarithmic with plain numbers where they differ a hundredfold."""
     from matplotlib.ticker import NullFormatter
 
-    drawn = [float(value) for line in axis.get_lines() for value in line.get_ydata()]
-    drawn = [value for value in drawn if value > 0]
-    if drawn and max(drawn) > 100 * min(drawn):
+    drawn = np.concatenate([np.asarray(line.get_ydata(), np.float64) for line in axis.get_lines()])
+    drawn = drawn[drawn > 0]
+    if len(drawn) and drawn.max() > 100 * drawn.min():
         axis.set_yscale("log")
         axis.yaxis.set_minor_formatter(NullFormatter())
     else:
