@@ -66,6 +66,7 @@ void Scheduler::check_moves() const {
 }
 
 void Scheduler::check_integrity() const {
+  if (blocked_ != nullptr) throw InternalError("what did not fit is kept beyond its step");
   for (GroupId g = 0; g < num_groups_; ++g) {
     const auto i = static_cast<size_t>(g);
     std::vector<int32_t> holders(static_cast<size_t>(pools_[i].total()), 0);

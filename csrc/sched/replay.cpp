@@ -138,8 +138,7 @@ ReplayReport replay(std::string_view log, const ReplayOptions& options) {
         std::string why;
         c.field(text);
         c.field(why);
-        c.field(now);
-        scheduler.fail(text, why, now);
+        scheduler.fail(text, why, time());
         break;
       }
       case EventKind::grammar_ready:

@@ -338,6 +338,7 @@ int32_t Scheduler::plan_attention(BatchHeader& header) {
 }
 
 bool Scheduler::finish_step() {
+  blocked_ = nullptr;  // by the next step it may be gone
   // With nothing to run, a batch without rows brings the tickets back that are still out.
   const bool fetch = num_moves_ > 0 && steps_in_flight() == 0 && !fatal_;
   if (at_.rows == 0 && at_.transfers == 0 && at_.seat_changes == 0 && !fetch) {

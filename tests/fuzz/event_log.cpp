@@ -51,6 +51,10 @@ SchedulerConfig draw_config(Random& random) {
   config.prefill_split = static_cast<PrefillSplit>(random.below(2));
   config.max_running_per_tenant = random.below(3);
   config.aging_limit = random.below(4);
+  if (random.chance(50)) {
+    config.num_host_blocks = 2 + random.below(config.num_blocks);
+    config.preemption = random.chance(70) ? Preemption::swap : Preemption::automatic;
+  }
   return config;
 }
 
@@ -86,6 +90,7 @@ std::string recorded(uint64_t seed) {
       static_cast<std::byte*>(std::aligned_alloc(64, bytes)), &std::free);
   const BatchBuffer buffer(&scheduler.layout(), memory.get());
   std::deque<std::pair<BatchId, int32_t>> in_flight;
+  std::deque<Ticket> copies;  // under way
   int32_t reqs = 0;
   for (TimeNs turn = 0; turn < 60; ++turn) {
     try {
@@ -99,11 +104,15 @@ std::string recorded(uint64_t seed) {
         scheduler.pin_prefix(prefix);
       }
       if (random.chance(3)) scheduler.unpin_prefix(1);
+      if (random.chance(3)) scheduler.set_rates(1 + random.below(1000), 1e-3);
     } catch (const InvalidArgument&) {
     }
     const int32_t depth = scheduler.config().overlap_depth;
-    if (scheduler.steps_in_flight() <= depth && scheduler.schedule(turn, buffer))
+    if (scheduler.steps_in_flight() <= depth && scheduler.schedule(turn, buffer)) {
       in_flight.emplace_back(buffer.header().batch_id, buffer.header().num_sampled_rows);
+      for (const Transfer& copy : buffer.used<Transfer>(Section::transfers))
+        copies.push_back(copy.ticket);
+    }
     if (in_flight.empty() || (scheduler.steps_in_flight() <= depth && random.chance(50))) continue;
     StepResult result;
     result.batch_id = in_flight.front().first;
@@ -111,6 +120,10 @@ std::string recorded(uint64_t seed) {
     for (int32_t i = 0; i < in_flight.front().second; ++i)
       result.token_ids.push_back(2 + random.below(10));
     in_flight.pop_front();
+    while (!copies.empty() && (in_flight.empty() || random.chance(60))) {
+      result.finished_transfers.push_back(copies.front());
+      copies.pop_front();
+    }
     scheduler.commit(result, turn);
   }
   return log.bytes();

@@ -201,3 +201,18 @@ def test_prefill_split(split: str, want: list[int]) -> None:
     assert np.diff(batch.row_indptr).tolist() == [16, 4]
     s.commit(batch, np.zeros(0, dtype=np.int32))
     assert np.diff(s.schedule().row_indptr).tolist() == want
+
+
+def test_a_head_that_nothing_can_help_ends_with_its_reason() -> None:
+    """It could run when it came; then a prefix was pinned. The device is idle, so it does not wait for ever."""
+    s = make(num_blocks=12)
+    add(s, "seed", stream(1, 21))
+    order(s)
+    s.pause(drain=True)
+    big = Req("big", stream(2, 30), SamplingParams(max_tokens=2))
+    s.add(big)
+    s.pin_prefix(stream(1, 20))
+    s.resume()
+    assert s.schedule() is None
+    assert big.finish_reason == "error"
+    assert "cannot be run even alone" in big.error
