@@ -87,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--budget", type=int, default=1024, help="max_num_batched_tokens (default: 1024)")
+    parser.add_argument("--budget", type=int, default=2048, help="max_num_batched_tokens (default: 2048)")
     args = parser.parse_args()
     plain = Trial("plain", 0, args.budget)
     plain.run(others="waiting")

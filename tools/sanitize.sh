@@ -22,6 +22,7 @@ export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1
 build address address,undefined
 build/sanitize-address/tests/random_workloads --count "$workloads"
 build/sanitize-address/tests/loop_threads
+build/sanitize-address/tests/scripted_checks
 
 build thread thread
 # Address layout randomisation with many bits upsets older ThreadSanitizers.

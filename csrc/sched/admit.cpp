@@ -18,19 +18,21 @@ constexpr int32_t kLooksPerStep = 128;
 
 }  // namespace
 
-// Under the policy `priority`: reqs that outrank every prompt under way take their share of the
-// step first.
+// Under the policies `priority` and `deadline`: reqs that come before every prompt under way take
+// their share of the step first.
 void Scheduler::admit_urgent() {
-  if (config_.schedule_policy != Policy::priority || chunks_.empty()) return;
-  std::sort(chunks_.begin(), chunks_.end(), [](const Req* a, const Req* b) {
-    return std::pair(a->priority, a->arrival_seq) < std::pair(b->priority, b->arrival_seq);
+  const Policy policy = config_.schedule_policy;
+  if ((policy != Policy::priority && policy != Policy::deadline) || chunks_.empty()) return;
+  std::sort(chunks_.begin(), chunks_.end(), [this](const Req* a, const Req* b) {
+    return std::pair(urgency(*a), a->arrival_seq) < std::pair(urgency(*b), b->arrival_seq);
   });
-  admit_waiting(chunks_.front()->priority);
+  admit_waiting(urgency(*chunks_.front()));
 }
 
-// 3. The queue in its order. Reqs that only wait for something of their own are passed over; what
-// happens behind one that does not fit is `head_of_line`.
-void Scheduler::admit_waiting(double outranking) {
+// 3. The queue in its order, as far as urgency() is below `before`. Reqs that only wait for
+// something of their own are passed over; what happens behind one that does not fit is
+// `head_of_line`.
+void Scheduler::admit_waiting(double before) {
   if (waiting_.empty() || pause_ != Pause::no) return;
   if (config_.batching == Batching::static_batch) {
     if (num_present() == 0) batch_open_ = true;
@@ -42,9 +44,10 @@ void Scheduler::admit_waiting(double outranking) {
   blocked_ = nullptr;
   WaitCode stopped = WaitCode::none;
   int32_t looked = 0;
-  for (auto it = next_candidate(waiting_.begin());
-       it != waiting_.end() && looked < kLooksPerStep && it->key.rank < outranking; ++looked) {
+  for (auto it = next_candidate(waiting_.begin()); it != waiting_.end() && looked < kLooksPerStep;
+       ++looked) {
     Req& req = *it->req;
+    if (before < kEverybody && urgency(req) >= before) break;
     if (!req.grammar_ready) {  // not a candidate yet, and no look at one
       req.wait = {.code = WaitCode::grammar, .step = next_batch_};
       tenants_[static_cast<size_t>(req.tenant_index)].passed_over = looks_;
@@ -205,8 +208,9 @@ Verdict Scheduler::consider(Req& req) {
     return WaitReason{.code = WaitCode::prefix};
 
   const bool alone = num_present() == 0;
-  // Outranks a running req, or has displaced one: the reserve does not bind it.
-  const bool urgent = req.rank() < worst_priority_ || req.arrival_seq == urgent_seq_;
+  // Outranks a running req (one without a deadline to meet), or has displaced one: the reserve does
+  // not bind it.
+  const bool urgent = urgency(req) < least_urgent_ || req.arrival_seq == urgent_seq_;
   for (GroupId g = 0; g < num_groups_; ++g) {
     const auto i = static_cast<size_t>(g);
     const BlockPool& pool = pools_[i];

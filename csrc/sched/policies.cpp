@@ -12,7 +12,6 @@ namespace {
 
 constexpr int32_t kRerankPerStep =
     16;  // of a policy whose order drifts with time, round robin over all reqs
-constexpr double kLate = 1e18;  // behind everything whose deadline can still be met
 
 uint64_t mixed(uint64_t seed, uint64_t x) {
   uint64_t z = seed ^ (x * 0x9e3779b97f4a7c15ULL);
@@ -71,11 +70,9 @@ QueueKey Scheduler::key_of(Req& req) {
     case Policy::key:
       key.key = req.policy_key;
       break;
-    case Policy::deadline: {  // earliest first, within what can still be met
-      const TimeNs due = req.due();
-      key.key = due < 0 ? kLate : static_cast<double>(due) + (due < now_ ? 2 * kLate : 0);
+    case Policy::deadline:
+      key.key = urgency(req);
       break;
-    }
     case Policy::fair:  // first the tenant served least, see next_candidate(); within it first come
                         // first served
       key.rank = req.tenant_index;
@@ -89,6 +86,14 @@ QueueKey Scheduler::key_of(Req& req) {
       key.rank = -std::numeric_limits<double>::infinity();
   }
   return key;
+}
+
+// What a req is compared by with prompts under way under `priority` and `deadline`: lower is
+// sooner.
+double Scheduler::urgency(const Req& req) const {
+  if (config_.schedule_policy == Policy::priority) return req.rank();
+  const TimeNs due = req.due();  // earliest first, within what can still be met
+  return due < 0 ? kLate : static_cast<double>(due) + (due < now_ ? 2 * kLate : 0);
 }
 
 void Scheduler::weigh_branch(Req& req, int32_t add) {

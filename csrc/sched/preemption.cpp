@@ -82,7 +82,7 @@ void Scheduler::make_way() {
     return;
   Req& head = *waiting_.begin()->req;
   if (!head.grammar_ready) return;
-  if (!(head.rank() < worst_priority_)) return;
+  if (!(head.rank() < least_urgent_)) return;
   if (head.state == ReqState::swapped && head_is_lost(head)) lose_swap(head);
   const Verdict verdict = consider(head);
   const auto* reason = std::get_if<WaitReason>(&verdict);

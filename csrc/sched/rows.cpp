@@ -93,10 +93,13 @@ void Scheduler::survey_running() {
   running_.resize(kept);
   for (const Req* req : arriving_)
     growth += std::min(req->length_limit - req->known_ahead, kClippedOutput);
-  worst_priority_ = -std::numeric_limits<double>::infinity();
-  if (config_.schedule_policy == Policy::priority) {
-    for (const Req* req : running_) worst_priority_ = std::max(worst_priority_, req->rank());
-    for (const Req* req : arriving_) worst_priority_ = std::max(worst_priority_, req->rank());
+  least_urgent_ = -std::numeric_limits<double>::infinity();
+  if (config_.schedule_policy == Policy::priority || config_.schedule_policy == Policy::deadline) {
+    for (const Req* req : running_) least_urgent_ = std::max(least_urgent_, urgency(*req));
+    for (const Req* req : arriving_) least_urgent_ = std::max(least_urgent_, urgency(*req));
+    // Among those that have a deadline to meet nobody is past the reserve.
+    if (config_.schedule_policy == Policy::deadline)
+      least_urgent_ = least_urgent_ < kLate ? -kEverybody : kLate;
   }
   const bool exact = any_window_ || config_.admission != Admission::learned ||
                      config_.batching == Batching::static_batch;

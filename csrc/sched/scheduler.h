@@ -234,7 +234,10 @@ class Scheduler {
   void plan_decodes();
   void plan_chunks();
   void admit_urgent();
-  void admit_waiting(double outranking = std::numeric_limits<double>::infinity());
+  static constexpr double kEverybody = std::numeric_limits<double>::infinity();
+  void admit_waiting(double before = kEverybody);
+  static constexpr double kLate = 1e18;  // behind everything whose deadline can still be met
+  double urgency(const Req& req) const;
   bool unstick();
   int32_t plan_attention(BatchHeader& header);
   bool finish_step();
@@ -417,8 +420,8 @@ class Scheduler {
   std::vector<Req*> chunks_;  // prompts under way
   std::vector<Req*> passed_, victims_;
   std::vector<std::pair<int32_t, int32_t>> peak_;
-  Req* blocked_ = nullptr;     // the first that did not fit
-  double worst_priority_ = 0;  // of the running reqs, under the policy `priority`
+  Req* blocked_ = nullptr;   // the first that did not fit
+  double least_urgent_ = 0;  // of the running reqs, under the policies `priority` and `deadline`
   std::vector<BlockId> scratch_blocks_;
   PrefixCache::Match match_;
   struct Cursor {

@@ -47,5 +47,5 @@ def test_planted_bug_is_caught(native_tests: Path, bug: str) -> None:
 
 
 def test_enough_bugs() -> None:
-    """At least a dozen are caught."""
-    assert len(set(bug_names()) - set(NOT_REACHED)) >= 12
+    """At least 24 are caught."""
+    assert len(set(bug_names()) - set(NOT_REACHED)) >= 24

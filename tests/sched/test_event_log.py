@@ -142,3 +142,17 @@ def test_a_cut_or_changed_log_is_refused_or_told_apart() -> None:
                 data[rng.randrange(len(data))] = rng.randrange(256)
         with contextlib.suppress(ValueError):
             replay(bytes(data), check=True)
+
+
+@pytest.mark.parametrize("event", ["abort", "fail"])
+def test_an_impossible_time_is_refused(event: str) -> None:
+    """Times of a log are bounded, so that sums of them stay numbers: of failures too."""
+    s = Scheduler(SchedulerConfig(num_blocks=20, max_num_seqs=4))
+    s.start_log()
+    s.add(Req("a", [1, 2], SamplingParams(max_tokens=2)))
+    if event == "abort":
+        s.abort("a", now=2**62)
+    else:
+        s.fail("a", "why", now=2**62)
+    with pytest.raises(ValueError, match="impossible time"):
+        replay(s.log())

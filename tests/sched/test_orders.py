@@ -136,12 +136,22 @@ def test_fair() -> None:
     assert order(s) == ["a1", "b1", "a2", "a3", "b2"]
 
 
-def test_an_urgent_req_does_not_wait_for_prompts_under_way() -> None:
-    """Under `priority` what outranks every prompt under way takes its share of the step before them."""
-    s = make(schedule_policy="priority", max_num_seqs=4, max_num_batched_tokens=16)
-    add(s, "long", stream(1, 100), priority=5)
+@pytest.mark.parametrize(
+    ("policy", "long", "urgent"),
+    [
+        ("priority", {"priority": 5}, {"priority": 0}),
+        ("deadline", {}, {"deadline_ttft": 50}),
+        ("deadline", {"deadline_ttft": 90}, {"deadline_ttft": 50}),
+    ],
+)
+def test_an_urgent_req_does_not_wait_for_prompts_under_way(
+    policy: str, long: dict[str, Any], urgent: dict[str, Any]
+) -> None:
+    """What comes before every prompt under way takes its share of the step before them."""
+    s = make(schedule_policy=policy, max_num_seqs=4, max_num_batched_tokens=16)
+    add(s, "long", stream(1, 100), **long)
     assert step(s) == ["long"]
-    add(s, "urgent", stream(2, 12), priority=0)
+    add(s, "urgent", stream(2, 12), **urgent)
     batch = s.schedule()
     rows = [r.rid for r in batch.reqs]
     assert rows == ["urgent", "long"]
@@ -216,3 +226,14 @@ def test_a_head_that_nothing_can_help_ends_with_its_reason() -> None:
     assert s.schedule() is None
     assert big.finish_reason == "error"
     assert "cannot be run even alone" in big.error
+
+
+@pytest.mark.parametrize(("deadline", "entered"), [(None, ["urgent"]), (900, [])])
+def test_a_deadline_is_not_bound_by_the_reserve(deadline: int | None, entered: list[str]) -> None:
+    """What running reqs without a deadline may still write does not keep one with a deadline out; among those with one it does."""
+    s = make(num_blocks=12, max_num_seqs=3, admission="guaranteed", schedule_policy="deadline")
+    add(s, "long", stream(1, 8), 32, deadline_ttft=deadline, deadline_tpot=deadline)
+    assert step(s) == ["long"]
+    add(s, "plain", stream(2, 6))
+    add(s, "urgent", stream(3, 6), deadline_ttft=50)
+    assert step(s) == entered
