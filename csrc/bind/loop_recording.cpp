@@ -1,6 +1,7 @@
 // The step trace as dicts, and what the recorder kept as lists of plain tuples.
 #include "bind/loop_recording.h"
 
+#include <algorithm>
 #include <vector>
 
 namespace stoker {
@@ -23,6 +24,8 @@ py::dict trace_entry(const StepTrace& t) {
       "recomputed_tokens"_a = s.recomputed_tokens, "num_transfers"_a = s.num_transfers,
       "free_blocks"_a = s.blocks[0].free, "used_blocks"_a = s.blocks[0].used,
       "cached_blocks"_a = s.blocks[0].cached, "draining_blocks"_a = s.blocks[0].draining,
+      "host_blocks"_a = std::max(s.host_blocks[0].total - 1, 0),
+      "host_used_blocks"_a = s.host_blocks[0].used + s.host_blocks[0].draining,
       "num_sat_out"_a = s.num_sat_out, "new_token_ratio"_a = s.new_token_ratio);
 }
 

@@ -84,6 +84,12 @@ def test_the_view_fits(width: int) -> None:
         assert "25%" in text
         assert "30% used, 20% cached of 100 blocks" in text
         assert "0.15" in text
+        assert "in host memory" not in text
+    past.newest.values |= {"stoker_engine_num_host_blocks": 40.0, "stoker_engine_num_free_host_blocks": 33.0}
+    out = io.StringIO()
+    Console(file=out, width=width, color_system=None).print(view("http://x", past, "", width))
+    assert max(len(line) for line in out.getvalue().splitlines()) <= width
+    assert width < 80 or "of 100 blocks, 7 of 40 in host memory" in out.getvalue()
 
 
 REQS = {

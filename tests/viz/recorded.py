@@ -13,7 +13,9 @@ from stoker.viz import Trace, recording
 
 
 @cache
-def recorded(batching: str = "continuous", *, num_blocks: int = 40, num_reqs: int = 10) -> Trace:
+def recorded(
+    batching: str = "continuous", *, num_blocks: int = 40, num_reqs: int = 10, num_host_blocks: int = 0
+) -> Trace:
     """Prompts of 1 to 30 tokens and answers of 1 to 30 on 4 seats."""
     config = SchedulerConfig(
         num_blocks=num_blocks,
@@ -23,9 +25,11 @@ def recorded(batching: str = "continuous", *, num_blocks: int = 40, num_reqs: in
         max_model_len=64,
         admission="greedy",
         batching=batching,
+        num_host_blocks=num_host_blocks,
+        preemption="swap" if num_host_blocks else "retract",
     )
     device = ScriptedExecutor(
-        groups=[FakeGroup(block_size=4, num_blocks=num_blocks)],
+        groups=[FakeGroup(block_size=4, num_blocks=num_blocks, num_host_blocks=num_host_blocks)],
         overlap_depth=1,
         eos=7,
         eos_per_mille=30,

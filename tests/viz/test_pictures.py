@@ -14,9 +14,11 @@ from stoker.viz.perfetto import perfetto_events, save_perfetto
 pytest.importorskip("matplotlib")
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 
 from stoker.viz.page import save_page
 from stoker.viz.pictures import PICTURES, pictures, save
+from stoker.viz.spans import Phase, req_spans
 from stoker.viz.timeline import timeline
 
 
@@ -70,6 +72,28 @@ def test_bad_words() -> None:
         timeline([recorded()], rows="block")
     with pytest.raises(ValueError, match="one trace, got 2"):
         pictures([recorded(), recorded()], ["a", "b"], "kv")
+
+
+def test_swapped_reqs_are_seen(tmp_path: Path) -> None:
+    """Their spans on the timeline, their blocks in host memory beside the pool's, a counter for Perfetto; none where nothing can swap."""
+    trace = recorded(num_blocks=20, num_host_blocks=40)
+    assert max(step.stats["host_used_blocks"] for step in trace.steps) > 0
+    assert all(step.stats["host_blocks"] == 39 for step in trace.steps)
+    assert Phase.SWAPPED in {span.phase for spans in req_spans(trace).values() for span in spans}
+    (axis, *_) = pictures([trace], ["swap"], "kv").axes
+    assert "swapped (in host memory)" in axis.get_legend_handles_labels()[1]
+    counts = [e["args"]["swapped"] for e in perfetto_events(trace) if e["name"] == "KV blocks in host memory"]
+    assert counts == [step.stats["host_used_blocks"] for step in trace.steps]
+
+
+def test_a_req_ends_once() -> None:
+    """Not on the seat that it left when it was preempted."""
+    trace = recorded(num_blocks=20, num_host_blocks=40)
+    moved = [key for key, spans in req_spans(trace).items() if len({span.seat for span in spans} - {0}) > 1]
+    assert moved, "no req changed its seat: the test says nothing"
+    (axis,) = timeline([trace]).axes
+    marks = sum(len(lines.get_segments()) for lines in axis.collections if isinstance(lines, LineCollection))
+    assert marks == sum(bool(req.reason) for req in trace.reqs.values())
 
 
 def test_perfetto(tmp_path: Path) -> None:

@@ -163,6 +163,8 @@ def _kv_line(past: Past, width: int) -> Any:
         return Text("KV: not told")
     used = max(0.0, total - free - cached)
     says = f" {100 * used / total:3.0f}% used, {100 * cached / total:.0f}% cached of {total:,.0f} blocks"
+    if (host := look.engine("num_host_blocks")) > 0:
+        says += f", {host - look.engine('num_free_host_blocks'):,.0f} of {host:,.0f} in host memory"
     cells = max(8, width - len(says) - 3)
     full = round(cells * used / total)
     kept = min(cells - full, round(cells * cached / total))

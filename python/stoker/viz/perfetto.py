@@ -87,10 +87,12 @@ def _step_events(trace: Trace) -> list[dict[str, Any]]:
 
 def _counters(trace: Trace) -> list[dict[str, Any]]:
     events = []
+    swaps = any(step.stats.get("host_blocks", 0) for step in trace.steps)
     for step, (time, rate) in zip(trace.steps, token_rates(trace), strict=True):
         stats, at = step.stats, (step.start - trace.began) / 1e3
         counts = {
             "KV blocks": {state: stats[f"{state}_blocks"] for state in ("used", "cached", "free")},
+            **({"KV blocks in host memory": {"swapped": stats.get("host_used_blocks", 0)}} if swaps else {}),
             "queue": {"waiting": stats["num_waiting"]},
             "running": {"running": stats["num_running"]},
             "tokens a step": {

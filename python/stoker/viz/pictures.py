@@ -131,7 +131,14 @@ def _draw_kv(axis: Axes, trace: Trace) -> None:
             axis.fill_between(edges, _steps(bottom), _steps(top), step="post", facecolor=face, label=state,
                               hatch=hatch or None, edgecolor="#5c5c5c" if hatch else face, linewidth=0)  # fmt: skip
         bottom = top
-    axis.set_ylim(0, max(bottom, default=1))
+    host = [float(step.stats.get("host_used_blocks", 0)) for step in trace.steps]
+    if any(host):
+        values = _steps(host)
+        # White below it, to stand out from any of the states.
+        axis.plot(edges, values, color="white", linewidth=2.6, drawstyle="steps-post")
+        axis.plot(edges, values, color="black", linewidth=1.2, linestyle="--", drawstyle="steps-post",
+                  label="swapped (in host memory)")  # fmt: skip
+    axis.set_ylim(0, max([*bottom, *host], default=1))
     axis.set_ylabel("KV blocks")
 
 
@@ -148,6 +155,7 @@ def _draw_queue(axis: Axes, trace: Trace) -> None:
                 edges, _steps(values), color=colour, linestyle=dash, drawstyle="steps-post", label=label
             )
     axis.set_ylim(bottom=0)
+    axis.yaxis.get_major_locator().set_params(integer=True)
     axis.set_ylabel("requests")
 
 

@@ -51,6 +51,9 @@ def timeline(
     return figure
 
 
+_USELESS = (Phase.DISCARDED, Phase.WAITING)
+
+
 class _Lane:
     """One row of the picture."""
 
@@ -90,6 +93,9 @@ def _draw(axis: Axes, trace: Trace, lanes: list[_Lane], title: str, rows: str, x
         f"{title}: {found.num_reqs} requests in {_span(found.seconds)} and {found.num_steps} steps, "
         f"{found.tokens_per_second:,.0f} tokens/s, seats in use {100 * found.seats_in_use:.0f}%"
     )
+    last: dict[int, int] = {}  # a req that was preempted may end on another seat than it began on
+    for span in (span for lane in lanes for span in lane.spans if span.phase not in _USELESS):
+        last[span.key] = max(last.get(span.key, 0), span.end)
     for y, lane in enumerate(lanes):
         if rows == "seat":
             axis.broken_barh([(0, _extent(trace, x))], (y - _BAR / 2, _BAR), facecolors=IDLE, linewidth=0)
@@ -107,8 +113,8 @@ def _draw(axis: Axes, trace: Trace, lanes: list[_Lane], title: str, rows: str, x
                 )
         for key, own_spans in groupby(lane.spans, key=lambda span: span.key):
             if trace.reqs[key].reason:
-                useful = [s for s in own_spans if s.phase not in (Phase.DISCARDED, Phase.WAITING)]
-                if useful and useful[-1].seat:
+                useful = [s for s in own_spans if s.phase not in _USELESS]
+                if useful and useful[-1].seat and useful[-1].end == last[key]:
                     end = lane.interval(useful[-1], x)[1]
                     axis.vlines(end, y - _BAR / 2, y + _BAR / 2, colors="black", linewidth=1.8, clip_on=False)
     axis.set_yticks(range(len(lanes)), [lane.name for lane in lanes])
