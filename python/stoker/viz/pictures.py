@@ -143,6 +143,8 @@ def _draw_kv(axis: Axes, trace: Trace) -> None:
 
 
 def _draw_queue(axis: Axes, trace: Trace) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     edges = _edges(trace)
     for (name, label), (colour, dash) in zip(
         (("num_waiting", "waiting"), ("num_running", "running"), ("num_swapped", "swapped")),
@@ -155,7 +157,7 @@ def _draw_queue(axis: Axes, trace: Trace) -> None:
                 edges, _steps(values), color=colour, linestyle=dash, drawstyle="steps-post", label=label
             )
     axis.set_ylim(bottom=0)
-    axis.yaxis.get_major_locator().set_params(integer=True)
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_ylabel("requests")
 
 
