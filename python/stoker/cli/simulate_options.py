@@ -28,106 +28,89 @@ KNOWN_MODELS: dict[str, tuple[Any, ...]] = {
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1}
 
 
+def _group(parser: argparse.ArgumentParser, title: str) -> Any:
+    """What is not given is not there: a default lives in Scenario only."""
+    return parser.add_argument_group(title, argument_default=argparse.SUPPRESS)
+
+
 def add_scenario_arguments(parser: argparse.ArgumentParser) -> None:
     """What comes, what serves it, and what counts as good."""
-    kept: dict[str, Any] = {"default": argparse.SUPPRESS}  # a default lives in Scenario only
-    comes = parser.add_argument_group("what comes")
-    comes.add_argument("--trace", metavar="PATH", help="Mooncake's JSONL or Azure's CSV", **kept)
-    comes.add_argument("--speed", type=float, metavar="X", help="times the trace's rate", **kept)
+    comes = _group(parser, "what comes")
+    comes.add_argument("--trace", metavar="PATH", help="Mooncake's JSONL or Azure's CSV")
+    comes.add_argument("--speed", type=float, metavar="X", help="times the trace's rate")
+    comes.add_argument("--rate", type=float, metavar="R", help="requests a second (a trace is brought to it)")
     comes.add_argument(
-        "--rate", type=float, metavar="R", help="requests a second (a trace is brought to it)", **kept
+        "--users", type=int, metavar="N", help="closed loop: so many users, each waits for its answer"
     )
-    comes.add_argument(
-        "--users", type=int, metavar="N", help="closed loop: so many users, each waits for its answer", **kept
-    )
-    comes.add_argument(
-        "--think", type=float, metavar="S", help="seconds that a user thinks, exponential", **kept
-    )
+    comes.add_argument("--think", type=float, metavar="S", help="seconds that a user thinks, exponential")
     comes.add_argument(
         "--burstiness",
         type=float,
         metavar="K",
         help="shape of the gaps' gamma distribution; 1: Poisson, below: bursts",
-        **kept,
     )
     comes.add_argument(
-        "--num-reqs", type=int, metavar="N", help="how many (default: 1000, or the whole trace)", **kept
+        "--num-reqs", type=int, metavar="N", help="how many (default: 1000, or the whole trace)"
     )
     comes.add_argument(
         "--prompt-len",
         metavar="LENGTHS",
         help="N, uniform:LOW:HIGH, loguniform:LOW:HIGH, lognormal:MEDIAN:SIGMA[:MOST] or exponential:MEAN[:MOST] (default: 512)",
-        **kept,
     )
-    comes.add_argument("--output-len", metavar="LENGTHS", help="the same, of answers (default: 128)", **kept)
+    comes.add_argument("--output-len", metavar="LENGTHS", help="the same, of answers (default: 128)")
     comes.add_argument(
-        "--prefix-len", type=int, metavar="N", help="tokens before each prompt that its group shares", **kept
+        "--prefix-len", type=int, metavar="N", help="tokens before each prompt that its group shares"
     )
-    comes.add_argument("--prefix-groups", type=int, metavar="N", help="how many groups (default: 1)", **kept)
+    comes.add_argument("--prefix-groups", type=int, metavar="N", help="how many groups (default: 1)")
     comes.add_argument(
         "--max-tokens",
         type=int,
         metavar="N",
         help="what requests ask for, where their answer is shorter (default: its length)",
-        **kept,
     )
     comes.add_argument(
-        "--skip-impossible",
-        action="store_true",
-        help="leave out requests that the engine would refuse",
-        **kept,
+        "--skip-impossible", action="store_true", help="leave out requests that the engine would refuse"
     )
     comes.add_argument(
-        "--seed",
-        type=int,
-        metavar="N",
-        help="equal seeds give equal results, to the byte (default: 0)",
-        **kept,
+        "--seed", type=int, metavar="N", help="equal seeds give equal results, to the byte (default: 0)"
     )
-    serves = parser.add_argument_group("what serves it")
+    serves = _group(parser, "what serves it")
     serves.add_argument(
         "-m",
         "--model",
         metavar="CONFIG",
+        default=None,
         help=f"config.json, a checkpoint folder, {EMBEDDED_MODEL}, {', '.join(KNOWN_MODELS)}",
     )
     serves.add_argument(
-        "--device",
-        metavar="NAME",
-        help="h200 (default), h100, a100, l40s, 4090, cpu, or a .json file",
-        **kept,
+        "--device", metavar="NAME", help="h200 (default), h100, a100, l40s, 4090, cpu, or a .json file"
     )
     serves.add_argument(
-        "--cost",
-        metavar="FILE",
-        help="a cost model from `stoker simulate fit`, instead of model and device",
-        **kept,
+        "--cost", metavar="FILE", help="a cost model from `stoker simulate fit`, instead of model and device"
     )
     serves.add_argument(
         "--dtype", choices=tuple(_BYTES), default="bfloat16", help="of weights (default: bfloat16)"
     )
     serves.add_argument(
-        "--kv-dtype", choices=tuple(_BYTES), help="of KV (default: that of weights, bfloat16 for fp8)"
+        "--kv-dtype",
+        choices=tuple(_BYTES),
+        default=None,
+        help="of KV (default: that of weights, bfloat16 for fp8)",
     )
     serves.add_argument(
         "--gpu-memory-utilization",
         type=float,
         metavar="X",
         help="share of the device's memory (default: 0.9)",
-        **kept,
     )
     for name in ("num-kv-blocks", "block-size", "max-num-seqs", "max-num-batched-tokens", "max-model-len"):
-        serves.add_argument(f"--{name}", type=int, metavar="N", **kept)
+        serves.add_argument(f"--{name}", type=int, metavar="N")
     serves.add_argument(
-        "--no-overlap",
-        dest="overlap",
-        action="store_false",
-        help="schedule a step after the one before",
-        **kept,
+        "--no-overlap", dest="overlap", action="store_false", help="schedule a step after the one before"
     )
     for name in ("schedule-policy", "batching", "admission"):
-        serves.add_argument(f"--{name}", metavar="NAME", **kept)
-    serves.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction, **kept)
+        serves.add_argument(f"--{name}", metavar="NAME")
+    serves.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction)
     serves.add_argument(
         "--option",
         action="append",
@@ -135,15 +118,12 @@ def add_scenario_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="any further field of SchedulerConfig or FleetConfig",
     )
-    fleet = parser.add_argument_group("a fleet")
-    fleet.add_argument(
-        "--replicas", type=int, metavar="N", help="engines behind a router (default: 1)", **kept
-    )
+    fleet = _group(parser, "a fleet")
+    fleet.add_argument("--replicas", type=int, metavar="N", help="engines behind a router (default: 1)")
     fleet.add_argument(
         "--routing",
         metavar="NAME",
         help="round_robin (default), random, least_loaded, two_choices, prefix, session",
-        **kept,
     )
     fleet.add_argument(
         "--mtbf",
@@ -151,31 +131,21 @@ def add_scenario_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="S",
         help="mean seconds between two failures of a replica",
-        **kept,
     )
     fleet.add_argument(
-        "--repair-time", type=float, metavar="S", help="seconds until it is back (default: 60)", **kept
+        "--repair-time", type=float, metavar="S", help="seconds until it is back (default: 60)"
     )
-    fleet.add_argument(
-        "--slow-share", type=float, metavar="X", help="share of replicas that are slow nodes", **kept
-    )
-    fleet.add_argument(
-        "--slow-factor", type=float, metavar="X", help="times as long their steps take", **kept
-    )
-    fleet.add_argument("--autoscale", metavar="MIN:MAX", help="scale between so many replicas")
+    fleet.add_argument("--slow-share", type=float, metavar="X", help="share of replicas that are slow nodes")
+    fleet.add_argument("--slow-factor", type=float, metavar="X", help="times as long their steps take")
+    fleet.add_argument("--autoscale", metavar="MIN:MAX", default=None, help="scale between so many replicas")
     fleet.add_argument(
         "--target-load",
         type=float,
         metavar="N",
         help="unanswered requests a replica that scaling aims at (default: 32)",
-        **kept,
     )
     fleet.add_argument(
-        "--startup-time",
-        type=float,
-        metavar="S",
-        help="seconds until a new replica serves (default: 30)",
-        **kept,
+        "--startup-time", type=float, metavar="S", help="seconds until a new replica serves (default: 30)"
     )
     good = parser.add_argument_group("what is good")
     good.add_argument("--slo-ttft", type=float, metavar="S", help="seconds to the first token")
