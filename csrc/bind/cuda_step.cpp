@@ -21,7 +21,9 @@ static_assert(sizeof(cuda::StepFront) == sizeof(StepFront) &&
                   offsetof(StepFront, num_table_changes) &&
               offsetof(cuda::StepFront, num_seat_changes) ==
                   offsetof(StepFront, num_seat_changes) &&
-              offsetof(cuda::StepFront, result) == offsetof(StepFront, result));
+              offsetof(cuda::StepFront, result) == offsetof(StepFront, result) &&
+              offsetof(cuda::StepFront, changes_inline) == offsetof(StepFront, changes_inline) &&
+              offsetof(cuda::StepFront, changes) == offsetof(StepFront, changes));
 static_assert(sizeof(cuda::TableChange) == sizeof(TableChange) &&
               offsetof(cuda::TableChange, group) == offsetof(TableChange, group) &&
               offsetof(cuda::TableChange, seat) == offsetof(TableChange, seat) &&

@@ -15,8 +15,9 @@ __global__ void __launch_bounds__(kThreads)
   const int first = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
   const int step = static_cast<int>(gridDim.x) * kThreads;
   const int changes = p.front->num_table_changes;
+  const TableChange* list = p.front->changes_inline ? p.front->changes : p.table_changes;
   for (int i = first; i < changes; i += step) {
-    const TableChange c = p.table_changes[i];
+    const TableChange c = list[i];
     p.tables[c.group * p.group_stride + c.seat * p.seat_stride + c.index] = c.block;
   }
   const int words = p.front->num_seat_changes * kSeatWords;

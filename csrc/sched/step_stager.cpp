@@ -29,7 +29,14 @@ StagedStep StepStager::stage(std::byte* memory, int64_t result) {
   const auto count = [&](Section s) { return header.sections[static_cast<size_t>(s)].count; };
   follow_changes(batch);
   auto& front = *reinterpret_cast<StepFront*>(memory);
-  front = {count(Section::table_changes), count(Section::seat_changes), result};
+  front.num_table_changes = count(Section::table_changes);
+  front.num_seat_changes = count(Section::seat_changes);
+  front.result = result;
+  front.changes_inline = front.num_table_changes <= StepFront::kInlineChanges;
+  if (front.changes_inline) {
+    const auto changes = batch.used<TableChange>(Section::table_changes);
+    std::copy(changes.begin(), changes.end(), front.changes);
+  }
 
   StagedStep step;
   const bool decodes = header.num_tokens == header.num_decode_rows;
@@ -51,7 +58,7 @@ StagedStep StepStager::stage(std::byte* memory, int64_t result) {
   const ByteRange work = span(Section::work);
   step.body.size = std::max<int64_t>(kStepFrontBytes + layout_.offset(Section::work_indptr),
                                      work.size > 0 ? work.begin + work.size : 0);
-  step.table_changes = span(Section::table_changes);
+  if (!front.changes_inline) step.table_changes = span(Section::table_changes);
   step.seat_changes = span(Section::seat_changes);
   return step;
 }

@@ -10,13 +10,19 @@
 
 namespace stoker {
 
-// Lies before the batch buffer, on the host and on the device.
+// Lies before the batch buffer, on the host and on the device. As many table changes as a decode
+// step has lie in it, so that they need no copy of their own.
 struct StepFront {
+  static constexpr int32_t kInlineChanges = 252;
+
   int32_t num_table_changes, num_seat_changes;
   int64_t result;  // where the device puts the tokens it samples: an address of the host's memory
+  int32_t changes_inline;  // 0: the table changes are in their section
+  int32_t padding[11];
+  TableChange changes[kInlineChanges];
 };
-inline constexpr int32_t kStepFrontBytes = 256;
-static_assert(sizeof(StepFront) <= kStepFrontBytes);
+inline constexpr int32_t kStepFrontBytes = 4096;
+static_assert(sizeof(StepFront) == kStepFrontBytes);
 
 // Sizes of the captured graphs, rising. Empty: none.
 struct StepBuckets {

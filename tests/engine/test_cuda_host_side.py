@@ -111,7 +111,9 @@ class NativeLauncher(Launcher):
 
 
 def begin_step(front: Any, changes: Any, seats: Any, tables: Any, records: Any) -> None:
-    num_changes, num_seats = front[:8].view(torch.int32).tolist()
+    num_changes, num_seats, _, _, are_inline = front[:20].view(torch.int32).tolist()
+    if are_inline:
+        changes = front[64:].view(torch.int32).view(-1, 4)
     # In the opposite order: the device's order is anyone's.
     for group, seat, index, block in reversed(changes[:num_changes].tolist()):
         tables[group, seat, index] = block

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 
 import torch
@@ -70,6 +71,7 @@ class CudaParts:
         planned = self._runner(self._probe_pool, CudaTransfers([self._probe_pool], []), self._buckets)
         wanted = sum(len(g.buckets) for g in planned.graphs.values())
         del probe, planned
+        gc.collect()  # a runner and its graphs know each other
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         kept = max(_used(self._device) - before, 0)  # what libraries took and keep

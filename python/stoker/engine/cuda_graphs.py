@@ -4,8 +4,10 @@ head and sampler for each bucket of output rows, and all of a step that samples 
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -36,6 +38,18 @@ def mixed_buckets(max_num_batched_tokens: int) -> list[int]:
     return [size for size in sizes if size <= max_num_batched_tokens]
 
 
+@contextlib.contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """For captures: an event, pinned memory or a graph that the collector frees in the middle of one ends it."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 class GraphSet:
     """Graphs of one function, by bucket. `body(n)` does the work for n rows on the current stream, at fixed addresses."""
 
@@ -54,14 +68,14 @@ class GraphSet:
         began = time.perf_counter()
         if not self.buckets:
             return 0.0
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(stream), no_garbage_collection():
             if not again:
                 for size in self.buckets:  # libraries load what they need, which a capture forbids
                     self.body(size)
             stream.synchronize()
             for size in reversed(self.buckets):
                 graph = torch.cuda.CUDAGraph(keep_graph=True)
-                graph.capture_begin(pool=pool)
+                graph.capture_begin(pool=pool, capture_error_mode="thread_local")
                 self.body(size)
                 graph.capture_end()
                 launcher.set_graph(self.kind, size, graph.raw_cuda_graph())
