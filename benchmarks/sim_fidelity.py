@@ -1,11 +1,11 @@
 """How well the simulator predicts: a cost model fitted to one recorded run of the demo model on this machine's CPU, and another run
 with another rate and other lengths, predicted before it is made.
 
-    python benchmarks/sim_fidelity.py --out DIR               # pairs 1 to 5, a minute or two each; --pair 3: that one alone
-    python benchmarks/sim_fidelity.py --report DIR            # benchmarks/results/sim_fidelity.{json,md}
-    python benchmarks/sim_fidelity.py --device cuda           # a 0.6B model with random weights on a GPU
+    python benchmarks/sim_fidelity.py                               # pairs 1 to 5, a minute or two each; --pair 3: that one alone
+    python benchmarks/sim_fidelity.py --report build/fidelity/cpu   # benchmarks/results/sim_fidelity.{json,md}
+    python benchmarks/sim_fidelity.py --device cuda                 # a 0.6B model with random weights on a GPU
 
-A pair: run A is recorded and a cost model fitted to it, what it says of run B is written to DIR, run B is made. A run has at least
+A pair: run A is recorded and a cost model fitted to it, what it says of run B is written to a file, run B is made. A run has at least
 1,000 reqs and lasts at least `--seconds` (25), in ten parts; before, between and after them a probe is timed: a fixed few prompts and
 decodes. What B's probes took over A's, in the mean, rescales the model's step times; that is all the prediction takes from run B.
 What is written before stands: the cost model, the reqs and their times, and the figures for a few speeds. A prediction is the mean of
@@ -329,7 +329,7 @@ def first_difference(run: Recorded) -> str | None:
 
 
 def report(folders: list[Path]) -> None:
-    """A table for each folder of pairs."""
+    """A table for each folder of pairs, named after its device; the other devices' stay."""
     lines = [
         "# The simulator's predictions beside what was then measured",
         "",
@@ -338,19 +338,23 @@ def report(folders: list[Path]) -> None:
         "repeated in virtual time, batches compared row by row.",
         "",
     ]
-    found: dict[str, Any] = {}
+    kept = RESULTS / "sim_fidelity.json"
+    found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
     for folder in folders:
         records = [json.loads(path.read_text()) for path in sorted(folder.glob("pair*.json"))]
         records = [r for r in records if "measured" in r["b"]]
         for record in records:
             for name in ("noise", "noise_of_size", "launch_of_size"):
                 record["fit"]["cost_model"].pop(name, None)
+        found[folder.name] = {"pairs": records}
+    for kind in found.values():
+        records = kind["pairs"]
         errors = {n: [r["b"]["predicted"][n] / r["b"]["measured"][n] - 1 for r in records] for n in FIGURES}
         medians = {name: statistics.median(abs(e) for e in values) for name, values in errors.items()}
-        found[folder.name] = {"pairs": records, "median_errors": medians}
+        kind["median_errors"] = medians
         lines += _table(records, errors, medians)
     (RESULTS / "sim_fidelity.md").write_text("\n".join(lines))
-    (RESULTS / "sim_fidelity.json").write_text(json.dumps(found, indent=1) + "\n")
+    kept.write_text(json.dumps(found, indent=1) + "\n")
     print("\n".join(lines))
 
 
@@ -362,7 +366,7 @@ def _table(
         f"## {first['model']} on {first['device']}",
         "",
         f"{first['predicted_at'][:10]}, {min(r[x]['num_reqs'] for r in records for x in 'ab'):,} to "
-        f"{max(r[x]['num_reqs'] for r in records for x in 'ab'):,} reqs a run.",
+        f"{max(r[x]['num_reqs'] for r in records for x in 'ab'):,} reqs a run.{first.get('note', '')}",
         "",
         "| pair | load A, B | " + " | ".join(FIGURES) + " | speed | batches repeated, A and B |",
         "| --- | --- |" + " --- |" * (len(FIGURES) + 2),
@@ -407,16 +411,17 @@ def main() -> None:
     parser.add_argument("--pair", type=int, choices=range(1, 6), nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--device", choices=tuple(ON), default="cpu")
     parser.add_argument("--seconds", type=float, default=25)
-    parser.add_argument("--out", type=Path, default=Path("build/fidelity"))
+    parser.add_argument("--out", type=Path, help="(default: build/fidelity/DEVICE)")
     parser.add_argument("--report", type=Path, nargs="+")
     args = parser.parse_args()
     if args.report is not None:
         report(args.report)
         return
-    args.out.mkdir(parents=True, exist_ok=True)
+    out = args.out or Path("build/fidelity") / args.device
+    out.mkdir(parents=True, exist_ok=True)
     engine = Engine(args.device)
     for number in args.pair:
-        run_pair(engine, args.device, number, args.seconds, args.out)
+        run_pair(engine, args.device, number, args.seconds, out)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,12 @@ def test_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     steps = [line for line in changed if line.startswith('{"step"')]
     path.write_text("\n".join([*changed, *steps[-1:] * 10_000]) + "\n")
     assert main(["simulate", "replay", str(path)]) == 1
-    assert "differs" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "differs" in out
+    assert "a trace holds no tokens" not in out
+    assert main([*RUN, "--prefix-len", "64", "--record", str(path)]) == 0
+    assert main(["simulate", "replay", str(path)]) == 1
+    assert "requests found tokens in the prefix cache: a trace holds no tokens" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

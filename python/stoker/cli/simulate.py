@@ -67,7 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "replay", help="repeat a recorded run's step times and compare the batches", allow_abbrev=False
     )
     replay.add_argument(
-        "trace", metavar="TRACE", help="from `stoker trace record`; its prompts must share no prefix"
+        "trace",
+        metavar="TRACE",
+        help="from `stoker trace record`; its prompts must share no prefix, for it does not hold them",
     )
 
 
@@ -227,7 +229,8 @@ def _replay(args: argparse.Namespace) -> int:
     from stoker.sim.replay import replay
     from stoker.viz.trace import Trace
 
-    both = replay(Trace.load(args.trace))
+    trace = Trace.load(args.trace)
+    both = replay(trace)
     place = both.first_difference
     if place is None:
         print(f"{args.trace}: {len(both.recorded)} steps, the same batches")
@@ -239,6 +242,11 @@ def _replay(args: argparse.Namespace) -> int:
         f"{args.trace}: step {place + 1} of {len(both.recorded)} differs (request, tokens, KV length of each row)"
     )
     print(f"  recorded {recorded}\n  repeated {repeated}")
+    if shared := sum(req.cached_tokens > 0 for req in trace.reqs.values()):
+        print(
+            f"  {shared} requests found tokens in the prefix cache: a trace holds no tokens, so the repetition cannot share them. "
+            "Record with --no-enable-prefix-caching to compare, or repeat an event log: `stoker trace replay`"
+        )
     return 1
 
 
