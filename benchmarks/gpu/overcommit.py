@@ -4,8 +4,8 @@
 
 All runs are greedy (temperature 0) over the same requests: with ample KV; with half of it and admission that preempts, by
 retraction and by swapping (`greedy`, which preempts most, and `learned`, the default); with half of it and `guaranteed`
-admission, which never preempts. What the same tokens in flight reach without preemption: ample KV for as many requests at
-once as the preempting run had on average (`cap`).
+admission, which never preempts. What the same requests in flight reach without preemption: runs with ample KV and fewer
+seats (`cap`), between whose mean numbers of running requests the preempting run's is found.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import e2e
+import numpy as np
 import torch
 
 LOOK_EVERY = 8
@@ -102,12 +103,15 @@ def main() -> None:
         measure(f"{way}, {admission}", **half, preemption=way, admission=admission)
         for way, admission in (("retract", "greedy"), ("swap", "greedy"), ("auto", "learned"))
     ]
-    caps: dict[int, float] = {}
+    most = max(row["mean_running"] for row in preempting)
+    plain = [
+        rows[0],
+        *(measure(f"cap {cap}", **plenty, max_num_seqs=cap) for cap in (round(most), round(1.5 * most))),
+    ]
+    points = sorted((row["mean_running"], row["out_tok_s"]) for row in plain)
     for row in preempting:
-        cap = round(row["mean_running"])
-        if cap not in caps:
-            caps[cap] = measure(f"cap {cap}", **plenty, max_num_seqs=cap)["out_tok_s"]
-        row["of_the_same_without_preemption"] = row["out_tok_s"] / caps[cap]
+        without = float(np.interp(row["mean_running"], *zip(*points, strict=True)))
+        row["of_the_same_without_preemption"] = row["out_tok_s"] / without
         print(row["name"], f"{row['of_the_same_without_preemption']:.3f}", flush=True)
     measure("guaranteed", **half, admission="guaranteed")
 
