@@ -222,6 +222,18 @@ void register_stats(py::module_& m) {
       .def_readonly("failure", &LoopStats::failure)
       .def_readonly("num_swapped", &LoopStats::num_swapped)
       .def_readonly("num_swaps", &LoopStats::num_swaps)
+      .def_property_readonly("preemptions",
+                             [](const LoopStats& s) {
+                               py::dict found;
+                               const char* kinds[] = {"retract", "swap"};
+                               const char* reasons[] = {"blocks", "priority", "failure"};
+                               for (size_t k = 0; k < 2; ++k) {
+                                 for (size_t r = 0; r < 3; ++r)
+                                   found[py::make_tuple(kinds[k], reasons[r])] =
+                                       s.preemptions[k][r];
+                               }
+                               return found;
+                             })
       .def_property_readonly(
           "num_host_blocks",
           [](const LoopStats& s) { return std::max(s.host_blocks.total - 1, 0); })

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <exception>
+#include <numeric>
 #include <utility>
 
 #include "base/check.h"
@@ -323,7 +324,6 @@ void EngineLoop::collect_oldest() {
   trace_.push(flight.trace);
   ++stats_.num_steps;
   stats_.num_swaps += flight.trace.stats.num_swapped_out;
-  stats_.num_preemptions += flight.trace.stats.num_preempted;
   stats_.prefill_tokens += flight.trace.stats.num_tokens - flight.trace.stats.num_decode_rows;
   stats_.output_tokens += static_cast<int64_t>(events.tokens.size());
 }
@@ -351,6 +351,11 @@ void EngineLoop::update_stats() {
   stats_.num_waiting = scheduler_.num_waiting();
   stats_.num_running = scheduler_.num_running();
   stats_.num_swapped = scheduler_.num_swapped();
+  stats_.preemptions = scheduler_.preemptions();
+  stats_.num_preemptions = 0;
+  for (const auto& by_reason : stats_.preemptions)
+    stats_.num_preemptions =
+        std::accumulate(by_reason.begin(), by_reason.end(), stats_.num_preemptions);
   stats_.host_blocks = scheduler_.host_block_counts(0);
   stats_.steps_in_flight = steps_in_flight();
   stats_.blocks = scheduler_.block_counts(0);

@@ -49,7 +49,8 @@ struct LoopStats {
   int64_t num_steps = 0;
   int64_t num_preemptions = 0;  // by recompute or by swap
   int64_t num_swaps = 0;        // of these, by swap
-  int64_t prefill_tokens = 0;   // computed; cached ones not counted
+  PreemptionCounts preemptions = {};
+  int64_t prefill_tokens = 0;  // computed; cached ones not counted
   int64_t output_tokens = 0;
   int32_t num_swapped = 0;  // reqs whose KV is in host memory now, or on its way there
   BlockCounts blocks;       // of KV group 0

@@ -428,7 +428,9 @@ void Scheduler::redo(Req& req) {
   ++req.epoch;
   req.known_ahead = req.known();
   if (req.state == ReqState::running) {
+    preempts_for_ = PreemptionReason::failure;
     retract(req);
+    preempts_for_ = PreemptionReason::blocks;
   } else if (req.state != ReqState::retracted) {
     lose_swap(req);
   }

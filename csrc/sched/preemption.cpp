@@ -118,7 +118,9 @@ void Scheduler::make_way() {
       missing -= block != kNullBlock && pools_[g].refs(block) == 1;
   }
   if (missing > 0) return;  // would be in vain
+  preempts_for_ = PreemptionReason::priority;
   for (size_t i = 0; i < count; ++i) preempt(*victims_[i]);
+  preempts_for_ = PreemptionReason::blocks;
   urgent_seq_ = head.arrival_seq;
   survey_running();
 }
@@ -127,7 +129,7 @@ void Scheduler::make_way() {
 // those in flight, which are appended at commit; its full blocks stay in the prefix cache as long
 // as they last.
 void Scheduler::retract(Req& req) {
-  note_preempted(req);
+  note_preempted(req, PreemptionKind::retract);
   req.highest_computed = std::max(req.highest_computed, req.computed);
   release_blocks(req);
   leave_seat(req);
@@ -152,7 +154,8 @@ void Scheduler::preempt(Req& req) {
 }
 
 // What a preemption teaches admission; called while the req still runs.
-void Scheduler::note_preempted(Req& req) {
+void Scheduler::note_preempted(Req& req, PreemptionKind kind) {
+  ++preemptions_[static_cast<size_t>(kind)][static_cast<size_t>(preempts_for_)];
   double generated = 0, declared = 0;
   for (const Req* other : running_) {
     if (other == nullptr || other == &req) continue;

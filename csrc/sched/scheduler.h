@@ -163,6 +163,7 @@ class Scheduler {
   WaitReason explain(const Req& req) const;
   // The newest step's line of the trace, complete once schedule() has returned.
   const StepStats& last_stats() const { return stats_; }
+  const PreemptionCounts& preemptions() const { return preemptions_; }
   BlockCounts block_counts(GroupId group = 0) const;
   BlockCounts host_block_counts(GroupId group = 0) const;
   // Blocks that hold nothing and that nobody may touch; for tests, which poison them.
@@ -276,7 +277,7 @@ class Scheduler {
   Req* choose_victim() const;
   void preempt(Req& req);
   void retract(Req& req);
-  void note_preempted(Req& req);
+  void note_preempted(Req& req, PreemptionKind kind);
 
   // fork.cpp
   bool may_fork(const Req& req) const;
@@ -395,6 +396,8 @@ class Scheduler {
   std::vector<Ended> ended_;
   std::vector<TableChange> late_changes_;  // made outside schedule(); go out with the next step
   bool low_water_ = false;                 // admission is on hold after a preemption
+  PreemptionCounts preemptions_ = {};
+  PreemptionReason preempts_for_ = PreemptionReason::blocks;
   Pause pause_ = Pause::no;
   std::vector<Tenant> tenants_;
   std::unordered_map<std::string, int32_t> tenant_indices_;

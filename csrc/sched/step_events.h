@@ -2,6 +2,7 @@
 // step.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -43,6 +44,12 @@ struct StepEvents {
 struct BlockCounts {
   int32_t total = 0, free = 0, used = 0, cached = 0, draining = 0;
 };
+
+// How and why a req stepped aside: KV ran out, a req that outranks it needed its place, or a step
+// that it stands on failed.
+enum class PreemptionKind : uint8_t { retract, swap };
+enum class PreemptionReason : uint8_t { blocks, priority, failure };
+using PreemptionCounts = std::array<std::array<int64_t, 3>, 2>;  // [kind][reason], since the start
 
 // One line of the step trace: what the step held and what it left behind.
 struct StepStats {

@@ -91,7 +91,7 @@ Transfer Scheduler::transfer(Move& move, GroupId group, Tier from, BlockId sourc
 }
 
 void Scheduler::swap_out(Req& req, int32_t shared) {
-  note_preempted(req);
+  note_preempted(req, PreemptionKind::swap);
   Move& move = begin_move(Move::Kind::out, req);
   req.move = move.id;
   req.swap_from = shared;
@@ -208,7 +208,7 @@ void Scheduler::release_host(Req& req) {
 
 // A victim on its way in: gives its device blocks back and is swapped again.
 void Scheduler::turn_back(Req& req) {
-  note_preempted(req);
+  note_preempted(req, PreemptionKind::swap);
   const std::vector<int32_t> begins = req.window_begins;
   release_blocks(req);
   req.window_begins = begins;

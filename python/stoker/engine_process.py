@@ -297,11 +297,12 @@ class EngineProcess:
         )
 
     def _stats(self, ticket: int) -> m.Stats:
-        return m.Stats(ticket, self._numbers(), time.monotonic() - self._moved)
+        preemptions = [(*why, count) for why, count in self._engine.stats().preemptions.items()]
+        return m.Stats(ticket, self._numbers(), time.monotonic() - self._moved, preemptions)
 
     def _numbers(self) -> dict[str, float]:
         stats = self._engine.stats()
-        return {name: float(getattr(stats, name)) for name in stats.__slots__}
+        return {name: float(getattr(stats, name)) for name in stats.__slots__ if name != "preemptions"}
 
 
 def _look(found: dict[str, Any]) -> m.Look:

@@ -118,7 +118,7 @@ class ScriptedEngine:
         names = {
             "prompt_tokens": "prefill_tokens",
         }
-        return EngineStats(**{n: getattr(s, names.get(n, n), 0) for n in EngineStats.__slots__})
+        return EngineStats(**{n: getattr(s, names.get(n, n)) for n in EngineStats.__slots__})
 
     failure = ""
 

@@ -108,6 +108,7 @@ class FakeEngine:
                 "num_waiting": len(self._waiting),
                 "num_steps": self._steps,
                 "output_tokens": self._tokens,
+                "preemptions": {("retract", "blocks"): 0},
             }
             return EngineStats(**values)
 

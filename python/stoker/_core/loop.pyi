@@ -238,6 +238,10 @@ class LoopStats:
     @property
     def num_swaps(self) -> int: ...
     @property
+    def preemptions(self) -> dict[tuple[str, str], int]:
+        """By kind (retract, swap) and reason: blocks (KV ran out), priority (for a req that outranks them), failure (of a
+        step that they stand on)."""
+    @property
     def num_host_blocks(self) -> int:
         """Of KV group 0, without the null block; 0: nothing can be swapped."""
     @property

@@ -269,6 +269,7 @@ class Engine:
             num_free_host_blocks=s.num_free_host_blocks,
             prompt_tokens=s.prefill_tokens,
             output_tokens=s.output_tokens,
+            preemptions=s.preemptions,
         )
 
     @property

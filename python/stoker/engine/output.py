@@ -89,3 +89,6 @@ class EngineStats:
     prompt_tokens: int
     """Prompt tokens computed so far (cached ones not counted)."""
     output_tokens: int
+    preemptions: dict[tuple[str, str], int] = field(default_factory=dict)
+    """num_preemptions by kind (retract, swap) and reason: blocks (KV ran out), priority (for a request that outranks them),
+    failure (of a step that they stood on)."""

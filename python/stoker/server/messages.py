@@ -158,6 +158,8 @@ class Stats(msgspec.Struct, array_like=True, tag="stats"):
     values: dict[str, float]
     loop_age: float
     """Seconds since the loop was last seen to take a step, or to have nothing to do."""
+    preemptions: list[tuple[str, str, int]]
+    """Kind, reason, how many."""
 
 
 class Look(msgspec.Struct, array_like=True):

@@ -152,11 +152,10 @@ class _EngineLook(Collector):
         for state in ("waiting", "running", "swapped"):
             requests.add_metric([state], values.get(f"num_{state}", 0))
         preemptions = CounterMetricFamily(
-            "stoker_preemptions", "Requests that had to step aside", labels=["kind"]
+            "stoker_preemptions", "Requests that had to step aside", labels=["kind", "reason"]
         )
-        swaps = values.get("num_swaps", 0)
-        preemptions.add_metric(["retract"], values.get("num_preemptions", 0) - swaps)
-        preemptions.add_metric(["swap"], swaps)
+        for how, why, count in self._stats.preemptions:
+            preemptions.add_metric([how, why], count)
         families += [blocks, requests, preemptions]
         for name, value in values.items():
             kind = CounterMetricFamily if name in _COUNTERS else GaugeMetricFamily
