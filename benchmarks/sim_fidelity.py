@@ -6,7 +6,7 @@ with another rate and other lengths, predicted before it is made.
     python benchmarks/sim_fidelity.py --device cuda                 # a 0.6B model with random weights on a GPU
 
 A pair: run A is recorded and a cost model fitted to it, what it says of run B is written to a file, run B is made. A run has at least
-1,000 reqs and lasts at least `--seconds` (25), in ten parts; before, between and after them a probe is timed: a fixed few prompts and
+1,000 reqs and lasts at least `--seconds` (20), in ten parts; before, between and after them a probe is timed: a fixed few prompts and
 decodes. What B's probes took over A's, in the mean, rescales the model's step times; that is all the prediction takes from run B.
 What is written before stands: the cost model, the reqs and their times, and the figures for a few speeds. A prediction is the mean of
 ten simulations that differ in their noise.
@@ -77,7 +77,7 @@ ON: dict[str, dict[str, Any]] = {
 FIGURES = ("ttft_mean", "itl_mean", "throughput", "ttft_p99", "itl_p99")
 LIMITS = {"ttft_mean": 0.05, "itl_mean": 0.05, "throughput": 0.05, "ttft_p99": 0.10, "itl_p99": 0.10}
 PARTS = 10
-PROBES = 9
+PROBES = 5
 SIMULATIONS = 10
 SPEEDS = (0.8, 0.9, 1.0, 1.1, 1.25)
 
@@ -410,7 +410,7 @@ def main() -> None:
     )
     parser.add_argument("--pair", type=int, choices=range(1, 6), nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--device", choices=tuple(ON), default="cpu")
-    parser.add_argument("--seconds", type=float, default=25)
+    parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--out", type=Path, help="(default: build/fidelity/DEVICE)")
     parser.add_argument("--report", type=Path, nargs="+")
     args = parser.parse_args()
