@@ -96,7 +96,7 @@ void Scheduler::check_result(const StepRecord& step, const ResultView& result) {
 void Scheduler::commit_rows(StepRecord& step, const ResultView& result) {
   const bool one_token_each = result.full == nullptr ||
                               (result.full->row_indptr.empty() && result.full->row_status.empty());
-  const std::vector<RowRecord>& rows = step.rows;
+  const std::span<const RowRecord> rows = step.rows();
   size_t sampled = 0;
   size_t told = 0;  // rows before this one are in the events
   for (size_t i = 0; i < rows.size(); ++i) {
@@ -142,14 +142,14 @@ void Scheduler::tell_rows(const StepRecord& step, size_t begin, size_t end,
   if (begin == end) return;
   const size_t count = end - begin, at = events_.reqs.size();
   events_.reqs.resize(at + count);
-  for (size_t i = 0; i < count; ++i) events_.reqs[at + i] = step.rows[begin + i].req->id;
+  for (size_t i = 0; i < count; ++i) events_.reqs[at + i] = step.records[begin + i].req->id;
   const auto extend = [&](std::vector<int32_t>& list, int32_t first) {
     const size_t from = list.size();
     list.resize(from + count);
     std::iota(list.begin() + static_cast<std::ptrdiff_t>(from), list.end(), first);
   };
   extend(events_.token_indptr, events_.token_indptr.back() + 1);
-  extend(events_.out_rows, step.rows[begin].out_begin);
+  extend(events_.out_rows, step.records[begin].out_begin);
   events_.finish_reasons.resize(at + count, 0);
   const auto mine = tokens.last(count);
   events_.tokens.insert(events_.tokens.end(), mine.begin(), mine.end());
@@ -343,7 +343,7 @@ void Scheduler::fail_row(Req& req, std::string why) {
 // discarded.
 void Scheduler::fail_step(StepRecord& step, const std::string& why, bool fatal) {
   events_.message = why;
-  for (const RowRecord& row : step.rows) {
+  for (const RowRecord& row : step.rows()) {
     --row.req->rows_in_flight;
     if (row.epoch == row.req->epoch && !row.req->finished())
       finish(*row.req, FinishReason::error, why);
@@ -363,7 +363,7 @@ void Scheduler::fail_step(StepRecord& step, const std::string& why, bool fatal) 
 void Scheduler::withdraw_step(BatchId failed) {
   if (!prefix_) return;
   // A block may be begun in the failed step and published by a later one that fills it.
-  const auto& rows = steps_[static_cast<size_t>(failed) % steps_.size()].rows;
+  const auto rows = steps_[static_cast<size_t>(failed) % steps_.size()].rows();
   const auto ran = [&](ReqId id) {
     return !planted(Bug::half_withdrawal) &&
            std::any_of(rows.begin(), rows.end(),

@@ -161,13 +161,13 @@ void Scheduler::fork(Req& req, const Req& leader, int32_t token) {
   at_.out_kind[o] = static_cast<int32_t>(OutKind::sample);
   at_.out_target[o] = -1;
   at_.out_position[o] = req.computed;
-  step_->rows.push_back({&req, req.epoch, req.computed, o, 1, 0, true, false, true});
+  step_->records[step_->num_rows++] = {&req, req.epoch, req.computed, o, 1, 0, true, false, true};
 }
 
 // A step failed before the one that forked: what the siblings took over from their leader, who has
 // ended with it, never came to be.
 void Scheduler::withdraw_forks(BatchId failed) {
-  const auto& rows = steps_[static_cast<size_t>(failed) % steps_.size()].rows;
+  const auto rows = steps_[static_cast<size_t>(failed) % steps_.size()].rows();
   for (const ReqPtr& ptr : reqs_) {
     if (!ptr || ptr->finished() || ptr->forked_in <= failed) continue;
     const bool misled = std::any_of(rows.begin(), rows.end(), [&](const RowRecord& row) {

@@ -1,7 +1,10 @@
 // How reqs come in and are taken away: the checks at the door, the queue, abort.
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
+#include <numeric>
+#include <utility>
 
 #include "base/check.h"
 #include "sched/scheduler.h"
@@ -17,6 +20,15 @@ uint64_t mix_seed(uint64_t seed, uint64_t sequence) {
   z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
   return z ^ (z >> 31);
 }
+
+// How a refusal begins; made into text only where there is one.
+struct About {
+  const Req& req;
+  template <typename Text>
+  friend std::string operator+(const About& about, Text&& rest) {
+    return "req '" + about.req.rid + "': " + std::forward<Text>(rest);
+  }
+};
 
 }  // namespace
 
@@ -36,7 +48,7 @@ int64_t Scheduler::most_blocks(GroupId group, int64_t tokens) const {
 // can_ever_fit: whether the req could run alone to its end. Throws InvalidArgument with the numbers
 // if not.
 void Scheduler::validate(const Req& req) const {
-  const std::string who = "req '" + req.rid + "': ";
+  const About who{req};
   // Within these, sums of tokens over weights stay numbers that can be told apart.
   if (!(req.tenant_weight >= 1e-6 && req.tenant_weight <= 1e6))
     throw InvalidArgument(who + "tenant_weight must be above 0 (1e-6 to 1e6), not " +
@@ -70,8 +82,9 @@ void Scheduler::validate(const Req& req) const {
                           std::to_string(req.params.min_tokens));
   }
   if (config_.vocab_size == 0) {
-    if (std::any_of(req.tokens.begin(), req.tokens.end(), [](Token token) { return token < 0; }))
-      throw InvalidArgument(who + "token ids must not be negative");
+    // Without an early end, so that many are looked at at once.
+    const Token bits = std::reduce(req.tokens.begin(), req.tokens.end(), Token{0}, std::bit_or<>());
+    if (bits < 0) throw InvalidArgument(who + "token ids must not be negative");
   } else {
     for (const Token token : req.tokens) {
       if (token < 0 || token >= config_.vocab_size) {
@@ -91,7 +104,7 @@ void Scheduler::validate(const Req& req) const {
 }
 
 void Scheduler::check_fits(const Req& req, int64_t pinned) const {
-  const std::string who = "req '" + req.rid + "': ";
+  const About who{req};
   const int32_t room = req.pool ? 0 : 1;
   const int64_t wanted = req.params.max_tokens == -1
                              ? req.prompt_len + room

@@ -21,7 +21,7 @@ void Scheduler::begin_step(TimeNs now, const BatchBuffer& out) {
   step_ = &steps_[static_cast<size_t>(next_batch_) % steps_.size()];
   step_->batch_id = next_batch_;
   step_->num_outs = step_->num_sampled = 0;
-  step_->rows.clear();
+  step_->num_rows = 0;
   step_->published.clear();
   at_ = Cursor{};
   at_.row_seat = out.all<int32_t>(Section::row_seat).data();
@@ -183,7 +183,7 @@ void Scheduler::write_decode_row(Req& req) {
   ++req.decode_steps;
   ++req.rows_in_flight;
   req.last_step = next_batch_;
-  step_->rows.push_back({&req, req.epoch, req.computed, at_.outs, 1, 0, true, false});
+  step_->records[step_->num_rows++] = {&req, req.epoch, req.computed, at_.outs, 1, 0, true, false};
   if (req.plain) {
     ++at_.outs;
     ++at_.sampled;
@@ -198,7 +198,7 @@ void Scheduler::write_decode_row(Req& req) {
 void Scheduler::write_plain_outputs(int32_t begin, int32_t end) {
   if (begin == end) return;
   const auto count = static_cast<size_t>(end - begin);
-  const RowRecord& first = step_->rows[static_cast<size_t>(begin)];
+  const RowRecord& first = step_->records[static_cast<size_t>(begin)];
   const int32_t out = first.out_begin;
   const int32_t token = at_.tokens - (at_.rows - begin);
   std::iota(at_.out_token + out, at_.out_token + out + count, token);
@@ -213,7 +213,7 @@ void Scheduler::write_plain_outputs(int32_t begin, int32_t end) {
 // The output rows of a row that has just been written: scores of prompt tokens, then the sampled
 // token or the pooled row.
 void Scheduler::write_outputs(Req& req, int32_t first_token, int32_t num_tokens) {
-  RowRecord& record = step_->rows.back();
+  RowRecord& record = step_->last_row();
   record.out_begin = at_.outs;
   record.samples = record.pools = false;
   record.first_score = std::max(req.next_score, req.computed - num_tokens + 1);
@@ -311,12 +311,12 @@ void Scheduler::write_chunk_row(Req& req, int32_t num_tokens) {
   req.computed += num_tokens;
   ++req.rows_in_flight;
   req.last_step = next_batch_;
-  step_->rows.push_back({&req, req.epoch, req.computed, at_.outs, 0, 0, false, false});
+  step_->records[step_->num_rows++] = {&req, req.epoch, req.computed, at_.outs, 0, 0, false, false};
   write_outputs(req, first, num_tokens);
   // The tokens of these blocks are known, so others may share them from this step on.
   publish(req, std::min(req.computed, known), next_batch_);
   set_tail(req);
-  if (!req.siblings.empty() && step_->rows.back().samples) fork_siblings(req, at_.tokens - 1);
+  if (!req.siblings.empty() && step_->last_row().samples) fork_siblings(req, at_.tokens - 1);
   if (fair_) charge(req, num_tokens);
   ledger_.tokens -= num_tokens;
   --ledger_.rows;

@@ -68,7 +68,7 @@ Scheduler::Scheduler(SchedulerConfig config)
   running_.reserve(static_cast<size_t>(config_.max_num_seqs) + 1);
   chunks_.reserve(running_.capacity());
   arriving_.reserve(running_.capacity());
-  for (StepRecord& step : steps_) step.rows.reserve(running_.capacity());
+  for (StepRecord& step : steps_) step.records.resize(running_.capacity());
 }
 
 bool Scheduler::schedule(TimeNs now, const BatchBuffer& out) {
@@ -136,7 +136,7 @@ void Scheduler::reqs_of(BatchId batch_id, std::vector<ReqPtr>& out) const {
   out.clear();
   const StepRecord& step = steps_[static_cast<size_t>(batch_id) % steps_.size()];
   if (step.batch_id != batch_id) return;
-  for (const RowRecord& row : step.rows) {
+  for (const RowRecord& row : step.rows()) {
     if (!row.forks) out.push_back(req(row.req->id));
   }
 }
@@ -145,7 +145,7 @@ void Scheduler::masked_rows(BatchId batch_id, std::vector<MaskedRow>& out) const
   out.clear();
   const StepRecord& step = steps_[static_cast<size_t>(batch_id) % steps_.size()];
   if (step.batch_id != batch_id) return;
-  for (const RowRecord& row : step.rows) {
+  for (const RowRecord& row : step.rows()) {
     if (row.samples && row.req->grammar != 0 && row.epoch == row.req->epoch)
       out.push_back({row.req, row.out_begin + row.num_outs - 1});
   }

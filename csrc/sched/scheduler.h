@@ -197,7 +197,10 @@ class Scheduler {
   struct StepRecord {
     BatchId batch_id = 0;
     int32_t num_outs = 0, num_sampled = 0;
-    std::vector<RowRecord> rows;
+    size_t num_rows = 0;
+    std::vector<RowRecord> records;  // room for a row of each seat; the first num_rows are rows
+    std::span<const RowRecord> rows() const { return {records.data(), num_rows}; }
+    RowRecord& last_row() { return records[num_rows - 1]; }
     std::vector<Published> published;  // withdrawn if the step fails
   };
   struct Ended {  // kept until no step in flight names it and its end was told
