@@ -49,7 +49,7 @@ class Edit(NamedTuple):
 
 
 EDITS = [
-    Edit("1 fullness is computed: latch it", "admit.cpp", "  refresh_order();\n  ++looks_;", "  if (blocked_ != nullptr) return;\n  refresh_order();\n  ++looks_;"),
+    Edit("1 fullness is computed: latch it", "admit.cpp", "if (blocked_ == nullptr) blocked_ = &req;", "if (blocked_ == nullptr) blocked_ = &req, pause_ = Pause::drain;"),
     Edit("2 one can_ever_fit: not at the door", "requests.cpp", "    if (need > have) {", "    if (false && need > have) {"),
     Edit("3 progress rule: nobody unsticks", "preemption.cpp", "  if (num_running_ > 1) {\n    preempt(", "  if (true) return false;\n  if (num_running_ > 1) {\n    preempt("),
     Edit("4 plan first: preempt though it will not be enough", "preemption.cpp", "  if (missing > 0) return;  // would be in vain", "  "),
@@ -104,14 +104,14 @@ EDITS = [
     Edit("account: retractions not counted", "preemption.cpp", "  ++req.account.retractions;\n", ""),
     Edit("account: work done twice not counted", "preemption.cpp", "  req.highest_computed = std::max(req.highest_computed, req.computed);\n", ""),
     Edit("account: queue time not counted", "policies.cpp", "  req.account.queue_time += now_ - req.queued_since;\n", ""),
-    Edit("attention list: pieces of rows that left stay", "attention_plan.cpp", "    if (seats_[size_t(piece.work.seat)].seen == step_) return false;", "    return false;"),
+    Edit("attention list: pieces of rows that left stay", "attention_plan.cpp", "  if (added_.empty() && kept == num_dealt_) return Change::none;", "  if (added_.empty()) return Change::none;"),
     Edit("redaction: tokens stay", "replay.cpp", "        for (Token& token : req.tokens) token = numbers.token(token);\n", ""),
     Edit("urgent reqs displace nobody", "preemption.cpp", "void Scheduler::make_way() {\n", "void Scheduler::make_way() {\n  return;\n"),
     Edit("victims under `deadline`: the most urgent", "preemption.cpp", "return slack(a) > slack(b);", "return slack(a) < slack(b);"),
     Edit("swap: never", "swap.cpp", "  if (config_.preemption == Preemption::swap) return true;", "  if (config_.preemption == Preemption::swap) return false;"),
     Edit("swap: auto takes the dearer way", "swap.cpp", "2 * bytes * ns_per_byte_ <", "2 * bytes * ns_per_byte_ >"),
     Edit("swap: no limit of the host pool", "swap.cpp", "    if (mine > host_pools_[i].num_free()) return false;\n", ""),
-    Edit("swap: copies wait for no step", "swap.cpp", "host[k], req.last_step);", "host[k], 0);"),
+    Edit("swap: copies wait for no step", "swap.cpp", "host[k], written_by);", "host[k], 0);"),
     Edit("swap: who comes back cannot turn round", "preemption.cpp", "  if (req.state == ReqState::swapping_in) return turn_back(req);", "  if (req.state == ReqState::swapping_in) { note_preempted(req); return lose_swap(req); }"),
     Edit("swap: a lost head goes unseen", "swap.cpp", "  return req.swap_from > 0 &&", "  return false && req.swap_from > 0 &&"),
     Edit("swap: shared blocks are copied too", "swap.cpp", "  if (!prefix_ || any_window_) return 0;\n", "  return 0;\n"),
@@ -129,7 +129,7 @@ def commands(folder: Path, file: str) -> list[list[str]]:
     made = compile_[compile_.index("-o") + 1]
     compile_ = [word for word in compile_ if word not in (entry["file"], "-O3", "-Werror")]
     compile_[compile_.index("-o") + 1] = str(folder / f"{file}.o")
-    compile_ += ["-O1", f"-I{ROOT / 'csrc'}", str(folder / file)]
+    compile_ += ["-O0", f"-I{ROOT / 'csrc'}", str(folder / file)]
     ninja = shutil.which("ninja", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     assert ninja is not None, "needs ninja"
     text = subprocess.run([ninja, "-C", BUILD, "-t", "commands", "csrc/bind/_core" + _suffix()], capture_output=True, text=True, check=True).stdout  # fmt: skip
