@@ -181,7 +181,9 @@ def test_victims(rule: str, victim: str) -> None:
     assert out == [victim]
 
 
-@pytest.mark.parametrize(("admission", "together"), [("greedy", 2), ("guaranteed", 1), ("peak", 1)])
+@pytest.mark.parametrize(
+    ("admission", "together"), [("greedy", 2), ("guaranteed", 1), ("peak", 1), ("learned", 1)]
+)
 def test_admission_estimates(admission: str, together: int) -> None:
     """Two reqs that fit now and will not fit at their ends: greedy lets both in, the others do not."""
     s = make(num_blocks=7, max_num_seqs=2, admission=admission, enable_prefix_caching=False)
