@@ -194,6 +194,20 @@ def test_admission_estimates(admission: str, together: int) -> None:
         step(s)
 
 
+def test_a_preemption_raises_the_learned_reserve() -> None:
+    """The estimate was too small: what the survivors have written already is kept in mind for those to come."""
+    s = make(num_blocks=7, max_num_seqs=2, schedule_conservativeness=0.05, enable_prefix_caching=False)
+    for rid in ("a", "b"):
+        add(s, rid, stream(ord(rid), 5), 12)
+    assert len(step(s)) == 2
+    before = s.new_token_ratio
+    while s.find("b").state == "running":
+        step(s)
+    assert s.find("b").state == "retracted"
+    assert before < 0.1
+    assert s.new_token_ratio > 0.9
+
+
 def test_exact_peak_sees_that_one_ends_before_the_other_grows() -> None:
     """`peak` lets in what `guaranteed` does not: the short one gives its blocks back before the long one needs them."""
     for admission, together in (("peak", 2), ("guaranteed", 1)):
