@@ -280,30 +280,21 @@ void Scheduler::admit(Req& req, const Admit& admit) {
   const bool again = req.state != ReqState::waiting;
   dequeue(req);
   ++num_admissions_;
-  ++tenants_[static_cast<size_t>(req.tenant_index)].running;
   if (req.state == ReqState::swapped) {
     begin_swap_in(req);
-    count_siblings(req, 1);
     refresh_available();
     for (GroupId g = 0; g < num_groups_; ++g)
       ledger_.reserve[static_cast<size_t>(g)] += expected_growth(req, g);
     return;
   }
   if (req.account.first_scheduled_time < 0) req.account.first_scheduled_time = now_;
-  req.state = ReqState::running;
-  req.wait = {};
   take_seat(req);
-  count_siblings(req, 1);
-  req.running_index = static_cast<int32_t>(running_.size());
-  running_.push_back(&req);
-  ++num_running_;
 
   const int32_t matched = admit.matched_blocks;
   for (GroupId g = 0; g < num_groups_; ++g) {
     const auto i = static_cast<size_t>(g);
     auto& table = req.tables[i];
-    table.reserve(static_cast<size_t>(
-        blocks_for(g, std::min(req.length_limit, req.known() + kReservedOutput))));
+    reserve_table(req, g);
     table.assign(static_cast<size_t>(matched), kNullBlock);
     const bool window = config_.kv_groups[i].kind == KVKind::window;
     const int32_t begin = window ? std::max(0, matched - match_window(g)) : 0;

@@ -1,7 +1,7 @@
 // Dealing: rows go out in classes of equal split length, longest splits first, each worker taking a
 // run of consecutive units up to a common limit; so shorter splits level out what longer ones
-// leave. A row that comes later, or gains a split, is dealt to whoever has room, until the load has
-// become uneven by an eighth; then everything is dealt anew.
+// leave. A row that comes later, or gains a split, is dealt to whoever has room; when everything is
+// dealt anew is told in attention_plan.cpp.
 #include <algorithm>
 #include <array>
 

@@ -409,8 +409,7 @@ bool Scheduler::builds_on_marked(const Req& req) const {
     }
     return false;
   }
-  const bool swapped = req.state == ReqState::swapping_out || req.state == ReqState::swapped ||
-                       req.state == ReqState::swapping_in;
+  const bool swapped = req.swapped_out() || req.state == ReqState::swapping_in;
   if ((req.rows_in_flight == 0 && !swapped) || planted(Bug::retracted_misled)) return false;
   EntryId at = req.prefix_root;
   for (int32_t i = 0; (i + 1) * block_size_ <= req.known(); ++i) {

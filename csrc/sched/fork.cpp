@@ -106,22 +106,15 @@ void Scheduler::fork(Req& req, const Req& leader, int32_t token) {
   req.account.queue_time += now_ - req.queued_since;
   req.account.first_scheduled_time = now_;
   req.account.cached_tokens = leader.account.cached_tokens;
-  req.state = ReqState::running;
-  req.wait = {};
   take_seat(req);
-  req.running_index = static_cast<int32_t>(running_.size());
-  running_.push_back(&req);
-  ++num_running_;
   ++stats_.num_admitted;
-  ++tenants_[static_cast<size_t>(req.tenant_index)].running;
 
   const bool writes = leader.known_ahead < leader.length_limit;  // any row after this one
   Move* copies = nullptr;
   for (GroupId g = 0; g < num_groups_; ++g) {
     const auto i = static_cast<size_t>(g);
     auto& table = req.tables[i];
-    table.reserve(
-        static_cast<size_t>(blocks_for(g, std::min(req.length_limit, req.known() + 512))));
+    reserve_table(req, g);
     table = leader.tables[i];
     const auto full = static_cast<size_t>(leader.prompt_len / config_.kv_groups[i].block_size);
     for (size_t k = 0; k < table.size(); ++k) {

@@ -47,8 +47,7 @@ void Scheduler::check_moves() const {
     std::vector<int32_t> holders(static_cast<size_t>(host_pools_[g].total()), 0);
     for (const ReqPtr& req : reqs_) {
       if (!req) continue;
-      const bool swaps = req->state == ReqState::swapping_out || req->state == ReqState::swapped ||
-                         req->state == ReqState::swapping_in;
+      const bool swaps = req->swapped_out() || req->state == ReqState::swapping_in;
       if (!swaps && !req->host_tables[g].empty())
         throw InternalError("req '" + req->rid + "' is not swapped but holds host blocks");
       for (const BlockId block : req->host_tables[g]) {
@@ -58,8 +57,7 @@ void Scheduler::check_moves() const {
     host_pools_[g].check_integrity(holders,
                                    ("host blocks of KV group " + std::to_string(g)).c_str());
   }
-  for (const ReqPtr& req : reqs_)
-    swapped += req && (req->state == ReqState::swapping_out || req->state == ReqState::swapped);
+  for (const ReqPtr& req : reqs_) swapped += req && req->swapped_out();
   if (swapped != num_swapped_)
     throw InternalError("swapped reqs are miscounted: " + std::to_string(num_swapped_) +
                         ", there are " + std::to_string(swapped));

@@ -26,7 +26,7 @@ void Scheduler::charge(const Req& req, int32_t num_tokens) {
   tenant.served += num_tokens / tenant.weight;
 }
 
-// Writes the SeatChange of a req that has just got its seat.
+// Seats a req: writes the SeatChange and enters it into the running batch. leave_seat undoes it.
 void Scheduler::take_seat(Req& req) {
   req.seat = free_seats_.back();
   free_seats_.pop_back();
@@ -72,6 +72,20 @@ void Scheduler::take_seat(Req& req) {
     change.num_context = req.known();
   }
   at_.seat_words = static_cast<int32_t>(data - at_.seat_data);
+
+  req.state = ReqState::running;
+  req.wait = {};
+  req.running_index = static_cast<int32_t>(running_.size());
+  running_.push_back(&req);
+  ++num_running_;
+  ++tenants_[static_cast<size_t>(req.tenant_index)].running;
+  if (!req.siblings.empty()) count_siblings(req, 1);
+}
+
+// Room for the blocks that a req is sure to take, so that its steps allocate nothing.
+void Scheduler::reserve_table(Req& req, GroupId group) {
+  req.tables[static_cast<size_t>(group)].reserve(static_cast<size_t>(
+      blocks_for(group, std::min(req.length_limit, req.known() + kReservedOutput))));
 }
 
 void Scheduler::leave_seat(Req& req) {

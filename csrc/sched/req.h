@@ -178,6 +178,9 @@ struct alignas(64) Req {
   // is not displaced once it runs.
   double rank() const { return aged ? -std::numeric_limits<double>::infinity() : priority; }
   bool holds_seat() const { return seat != kNoSeat; }
+  bool swapped_out() const {  // its KV is in host memory alone, or on its way there
+    return state == ReqState::swapping_out || state == ReqState::swapped;
+  }
   bool finished() const { return state == ReqState::finished; }
 };
 

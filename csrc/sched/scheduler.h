@@ -318,6 +318,7 @@ class Scheduler {
   // placement.cpp: seats, tables, publication.
   void charge(const Req& req, int32_t num_tokens);
   void take_seat(Req& req);
+  void reserve_table(Req& req, GroupId group);
   void leave_seat(Req& req);
   void grow_tables(Req& req, int32_t num_tokens);
   void release_window(Req& req);

@@ -152,8 +152,7 @@ void Scheduler::begin_swap_in(Req& req) {
     const auto i = static_cast<size_t>(g);
     auto& table = req.tables[i];
     const auto& host = req.host_tables[i];
-    table.reserve(
-        static_cast<size_t>(blocks_for(g, std::min(req.length_limit, req.known() + 512))));
+    reserve_table(req, g);
     for (int32_t k = 0; k < matched; ++k) {
       const BlockId block = prefix_->block(match_.path[static_cast<size_t>(k)], g);
       pools_[i].retain(block);
@@ -179,6 +178,8 @@ void Scheduler::begin_swap_in(Req& req) {
   req.state = ReqState::swapping_in;
   req.running_index = static_cast<int32_t>(arriving_.size());
   arriving_.push_back(&req);
+  ++tenants_[static_cast<size_t>(req.tenant_index)].running;
+  count_siblings(req, 1);
   ++stats_.num_swapped_in;
   if (planted(Bug::host_block_reused)) release_host(req);
   if (move.missing == 0) end_move(move);
@@ -196,7 +197,7 @@ void Scheduler::leave_arriving(Req& req) {
 }
 
 void Scheduler::release_host(Req& req) {
-  num_swapped_ -= req.state == ReqState::swapping_out || req.state == ReqState::swapped;
+  num_swapped_ -= req.swapped_out();
   for (size_t g = 0; g < req.host_tables.size(); ++g) {
     for (const BlockId block : req.host_tables[g]) {
       if (block != kNullBlock) host_pools_[g].release(block, 0);
@@ -256,17 +257,10 @@ void Scheduler::resume_arrived() {
       ++i;
       continue;
     }
-    ++tenants_[static_cast<size_t>(req.tenant_index)].running;  // stays one of its tenant's
     leave_arriving(req);
     release_host(req);
-    count_siblings(req, 1);
     check(req.known_ahead == req.known() && req.rows_in_flight == 0, "a swapped req is at rest");
-    req.state = ReqState::running;
-    req.wait = {};
     take_seat(req);
-    req.running_index = static_cast<int32_t>(running_.size());
-    running_.push_back(&req);
-    ++num_running_;
     for (GroupId g = 0; g < num_groups_; ++g) {
       const auto& table = req.tables[static_cast<size_t>(g)];
       for (size_t k = 0; k < table.size(); ++k) {
