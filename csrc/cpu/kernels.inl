@@ -11,6 +11,7 @@
 #include "cpu/attention_blocks.inl"
 #include "cpu/attention.inl"
 #include "cpu/linear.inl"
+#include "cpu/sample_candidates.inl"
 #include "cpu/sample.inl"
 // clang-format on
 

@@ -79,8 +79,7 @@ struct AttentionParams {
 // head.
 struct AttentionItem {
   int64_t token_begin, num_tokens;
-  int64_t
-      first_kv_len;  // KV length that the first of these tokens sees; each next one sees one more
+  int64_t first_kv_len;  // what the first of these tokens sees; each next one sees one more
   int32_t seat;
   int32_t kv_head;
   int32_t head_begin, num_heads;   // within the group

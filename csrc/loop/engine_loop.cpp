@@ -51,8 +51,7 @@ EngineLoop::EngineLoop(SchedulerConfig config, Executor& executor, LoopOptions o
 
 EngineLoop::~EngineLoop() { stop(); }
 
-// --- any thread
-// -------------------------------------------------------------------------------------------------
+// --- any thread ---
 
 ReqKey EngineLoop::add(ReqPtr req, bool stream) {
   scheduler_.validate(*req);
@@ -97,8 +96,7 @@ std::vector<StepTrace> EngineLoop::trace(size_t count) const {
   return trace_.newest(count);
 }
 
-// --- the thread that drives
-// -------------------------------------------------------------------------------------
+// --- the thread that drives ---
 
 bool EngineLoop::turn() {
   bool busy = false;

@@ -1,7 +1,7 @@
 // The engine loop: receive, schedule, launch, collect. The only loop there is, whoever drives it.
 //
-//   any thread ──add, abort──▶ Inbox ──▶ Scheduler ──▶ Executor ──▶ Scheduler ──▶ Outbox ──poll,
-//   wait──▶ one consumer
+//   any thread ──add, abort──▶ Inbox ──▶ Scheduler ──▶ Executor ──▶ Scheduler ──▶ Outbox
+//   one consumer ◀──poll, wait── Outbox
 //
 // Driven either by turn() on the caller's thread, or by run() on a thread of its own; never by both
 // at once.
@@ -69,8 +69,7 @@ class EngineLoop {
   EngineLoop(const EngineLoop&) = delete;
   EngineLoop& operator=(const EngineLoop&) = delete;
 
-  // --- any thread
-  // -----------------------------------------------------------------------------------------------
+  // --- any thread ---
 
   // Puts a req into the inbox; the loop owns it from here on. Child i of n > 1 has the returned key
   // + i. With `stream` false its tokens are handed out all at once, with its end. Throws
@@ -101,8 +100,7 @@ class EngineLoop {
   // What each req does in each step, from start() to stop().
   StepRecorder& recorder() { return recorder_; }
 
-  // --- the thread that drives
-  // -----------------------------------------------------------------------------------
+  // --- the thread that drives ---
 
   // One turn: receive, schedule, launch, collect. False if there was nothing to do. Throws for a
   // bug of ours (InternalError) or lost memory; every req has then ended with an error and the loop

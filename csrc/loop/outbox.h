@@ -36,17 +36,15 @@ struct Outputs {
   std::vector<float> score_logprobs;
   std::vector<int32_t> score_ranks;  // [scores]; 0: not computed
 
-  std::vector<ReqKey>
-      pooled_keys;  // [pooled]: reqs whose vector is pooled_width entries of `pooled`
+  std::vector<ReqKey> pooled_keys;  // [pooled]: their vectors are pooled_width entries of `pooled`
   std::vector<float> pooled;
   int32_t pooled_width = 0;
 
-  std::vector<ReqKey> end_keys;         // [ends]
-  std::vector<int32_t> finish_reasons;  // [ends]: FinishReason
-  std::vector<int32_t> stop_tokens;     // [ends]: the token that ended it, -1: none
-  std::vector<int32_t> num_tokens;      // [ends]: tokens of the whole answer
-  std::vector<int32_t>
-      cached_tokens;  // [ends]: prompt tokens found in the prefix cache at first admission
+  std::vector<ReqKey> end_keys;          // [ends]
+  std::vector<int32_t> finish_reasons;   // [ends]: FinishReason
+  std::vector<int32_t> stop_tokens;      // [ends]: the token that ended it, -1: none
+  std::vector<int32_t> num_tokens;       // [ends]: tokens of the whole answer
+  std::vector<int32_t> cached_tokens;    // [ends]: of the prompt, in the cache at first admission
   std::vector<int32_t> num_preemptions;  // [ends]
   std::vector<TimeNs> arrival_times, first_scheduled_times, first_token_times, finished_times;
   std::vector<std::string> messages;  // [ends]: why, for an error

@@ -26,10 +26,8 @@ struct DecodeWork {
   int32_t kv_begin;  // first position seen (> 0 under a sliding window)
   int32_t kv_len;
   int32_t unit_begin, unit_end;
-  int32_t
-      split_shift;  // a split is 1 << split_shift tokens, from kv_begin rounded down to kDecodeTile
-  int32_t
-      partial;  // first workspace slot of this head's splits; -1: every head of this item is whole
+  int32_t split_shift;  // a split is 1 << split_shift tokens, from kv_begin down to a kDecodeTile
+  int32_t partial;      // first workspace slot of this head's splits; -1: each head is whole
 };
 static_assert(sizeof(DecodeWork) == sizeof(AttentionWork));
 

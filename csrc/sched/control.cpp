@@ -34,7 +34,7 @@ int64_t Scheduler::pin_prefix(std::span<const Token> tokens, const std::string& 
     }
   }
   if (log_ != nullptr) log_->pin(tokens, salt);
-  Pin pin{.id = ++last_pin_, .root = prefix_->enter(salt), .blocks = {}};
+  Pin pin{.id = ++last_pin_, .root = prefix_->enter(salt), .count = count, .blocks = {}};
   pin.blocks.resize(static_cast<size_t>(num_groups_));
   for (GroupId g = 0; g < num_groups_; ++g) {
     for (const EntryId e : found.path) {
@@ -53,14 +53,12 @@ bool Scheduler::unpin_prefix(int64_t id) {
   for (size_t i = 0; i < pins_.size(); ++i) {
     if (pins_[i].id != id) continue;
     if (log_ != nullptr) log_->unpin(id);
-    size_t most = 0;
     for (GroupId g = 0; g < num_groups_; ++g) {
       const auto& blocks = pins_[i].blocks[static_cast<size_t>(g)];
-      most = std::max(most, blocks.size());
       for (size_t k = blocks.size(); k > 0; --k)
         pools_[static_cast<size_t>(g)].release(blocks[k - 1], 0);
     }
-    num_pinned_ -= static_cast<int64_t>(most);
+    num_pinned_ -= pins_[i].count;
     prefix_->leave(pins_[i].root);
     pins_.erase(pins_.begin() + static_cast<std::ptrdiff_t>(i));
     return true;

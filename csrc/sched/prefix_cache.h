@@ -121,8 +121,7 @@ class PrefixCache {
   std::vector<Token> tokens_;    // [entry][block_size]
   std::vector<BlockId> blocks_;  // [entry][group]
   std::vector<EntryId> free_;
-  std::vector<EntryId>
-      table_;  // open addressing, linear probing; a power of two, at most half full
+  std::vector<EntryId> table_;  // open addressing, linear probing: 2^k places, half full at most
   std::unordered_map<std::string, EntryId> roots_;
   std::unordered_map<EntryId, Root> roots_by_entry_;
 };

@@ -115,8 +115,7 @@ struct AttentionWork {
   int32_t q_begin, q_count;  // tokens of the row, relative to its first
   int32_t kv_begin, kv_end;  // positions
   int32_t kv_head;           // -1: all of them
-  int32_t
-      partial;  // workspace slot for the unmerged result; -1: this piece is the whole of its row
+  int32_t partial;           // workspace slot for the unmerged result; -1: the whole of its row
   int32_t flags;
 };
 static_assert(sizeof(AttentionWork) == 32);

@@ -230,7 +230,8 @@ class Scheduler {
   struct Pin {
     int64_t id;
     EntryId root;
-    std::vector<std::vector<BlockId>> blocks;  // a group
+    int64_t count;                             // of blocks of the prefix
+    std::vector<std::vector<BlockId>> blocks;  // a group; of a window group perhaps fewer
   };
 
   // schedule(): the decisions in order (scheduler.cpp, rows.cpp, admit.cpp, preemption.cpp).

@@ -27,8 +27,7 @@ struct StepEvents {
   std::vector<int32_t> token_indptr{0};  // [reqs + 1] into tokens
   std::vector<Token> tokens;
   std::vector<int32_t> finish_reasons;  // [reqs] FinishReason; 0: goes on
-  std::vector<int32_t>
-      out_rows;  // [reqs] output row of the batch the tokens came from (for logprobs); -1: none
+  std::vector<int32_t> out_rows;        // [reqs]: the batch's output row, for logprobs; -1: none
   // Prompt tokens that were scored: StepResult::scores[score_rows[i]] is the logprob of the req's
   // token at the position.
   std::vector<ReqId> score_reqs;

@@ -29,8 +29,8 @@ struct StepResult {
   std::string message;  // why, where status is not ok
   TimeNs device_time = 0;
 
-  std::vector<int32_t>
-      row_indptr;  // [outs + 1]; empty means one token for each sampled row and none for the others
+  // [outs + 1]; empty means one token for each sampled row and none for the others
+  std::vector<int32_t> row_indptr;
   std::vector<Token> token_ids;       // [row_indptr.back()]
   std::vector<RowStatus> row_status;  // [outs], or empty: all ok
 
@@ -40,11 +40,9 @@ struct StepResult {
   std::vector<int32_t> logprob_indptr;
   std::vector<Token> logprob_ids;
   std::vector<float> logprobs;
-  std::vector<int32_t>
-      logprob_ranks;  // of the first candidate of each row, from 1 (0: not computed)
+  std::vector<int32_t> logprob_ranks;  // [outs]: of its first candidate, from 1; 0: not computed
 
-  std::vector<float>
-      scores;  // [outs]: logprob of out_target for score rows; empty if there are none
+  std::vector<float> scores;  // [outs]: logprob of out_target for score rows; empty: no such rows
   std::vector<float> pooled;  // pool rows' vectors, one after another
   int32_t pooled_width = 0;
 

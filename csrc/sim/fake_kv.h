@@ -99,8 +99,7 @@ class FakeKv {
   std::vector<std::vector<FakeSlot>> device_, host_;  // [group][block * block_size + offset]
   std::vector<std::vector<BlockId>> tables_;          // [group][seat * max_blocks_per_req + index]
   std::vector<std::vector<BatchId>> written_in_;      // [group][slot]: the last step that wrote it
-  std::vector<std::vector<BatchId>>
-      copied_in_;  // [group][block]: the last step that copied into it
+  std::vector<std::vector<BatchId>> copied_in_;  // [group][block]: the last step that copied there
   std::vector<Pending> pending_;
   std::vector<Ticket> finished_;
   std::vector<Violation> violations_;  // the first ones
