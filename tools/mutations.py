@@ -117,6 +117,7 @@ EDITS = [
     Edit("swap: shared blocks are copied too", "swap.cpp", "  if (!prefix_ || any_window_) return 0;\n", "  return 0;\n"),
     Edit("n > 1: each computes the prompt", "fork.cpp", "  const int32_t n = req.params.n;\n", "  const int32_t n = req.params.n;\n  if (n > 1) return false;\n"),
     Edit("n > 1: no seats kept for the siblings", "fork.cpp", "  reserved_seats_ += sign * num_siblings(leader);\n", "  (void)sign;\n"),
+    Edit("prompt logprobs: what was discarded is never scored", "commit.cpp", "    req.next_score = std::min(req.next_score, row.first_score);\n", "    "),
     Edit("n > 1: no blocks kept for the siblings", "admit.cpp", " + (family - 1) * partial_blocks(req, g);", ";"),
 ]  # fmt: skip
 

@@ -159,8 +159,9 @@ void Scheduler::commit_row(StepRecord& step, const RowRecord& row, const ResultV
                            int32_t sampled) {
   Req& req = *row.req;
   --req.rows_in_flight;
-  // Ended, or discarded, while the row was in flight: thrown away.
+  // Ended, or discarded, while the row was in flight: thrown away, and its scores asked for again.
   if (row.epoch != req.epoch) {
+    req.next_score = std::min(req.next_score, row.first_score);
     if (!planted(Bug::extra_row_kept) || !req.finished()) return;
   }
   const int32_t last = row.out_begin + row.num_outs - 1;
@@ -345,6 +346,7 @@ void Scheduler::fail_step(StepRecord& step, const std::string& why, bool fatal) 
   events_.message = why;
   for (const RowRecord& row : step.rows()) {
     --row.req->rows_in_flight;
+    row.req->next_score = std::min(row.req->next_score, row.first_score);
     if (row.epoch == row.req->epoch && !row.req->finished())
       finish(*row.req, FinishReason::error, why);
   }

@@ -154,7 +154,8 @@ void Scheduler::fork(Req& req, const Req& leader, int32_t token) {
   at_.out_kind[o] = static_cast<int32_t>(OutKind::sample);
   at_.out_target[o] = -1;
   at_.out_position[o] = req.computed;
-  step_->records[step_->num_rows++] = {&req, req.epoch, req.computed, o, 1, 0, true, false, true};
+  step_->records[step_->num_rows++] = {&req,      req.epoch, req.computed, o,   1,
+                                       kNoScores, true,      false,        true};
 }
 
 // A step failed before the one that forked: what the siblings took over from their leader, who has

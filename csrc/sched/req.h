@@ -87,6 +87,8 @@ struct ReqAccount {
   int64_t recovered_tokens = 0;  // found there after a preemption (not a hit: its own work)
 };
 
+inline constexpr int32_t kNoScores = std::numeric_limits<int32_t>::max();  // a position past all
+
 // Output tokens that a req's memory is made for at once; beyond them it grows.
 inline constexpr int32_t kReservedOutput = 512;
 

@@ -183,7 +183,8 @@ void Scheduler::write_decode_row(Req& req) {
   ++req.decode_steps;
   ++req.rows_in_flight;
   req.last_step = next_batch_;
-  step_->records[step_->num_rows++] = {&req, req.epoch, req.computed, at_.outs, 1, 0, true, false};
+  step_->records[step_->num_rows++] = {&req, req.epoch, req.computed, at_.outs,
+                                       1,    kNoScores, true,         false};
   if (req.plain) {
     ++at_.outs;
     ++at_.sampled;
@@ -216,7 +217,7 @@ void Scheduler::write_outputs(Req& req, int32_t first_token, int32_t num_tokens)
   RowRecord& record = step_->last_row();
   record.out_begin = at_.outs;
   record.samples = record.pools = false;
-  record.first_score = std::max(req.next_score, req.computed - num_tokens + 1);
+  record.first_score = req.next_score;
   const auto put = [&](int32_t position, OutKind kind, Token target) {
     const int32_t o = at_.outs++;
     at_.out_token[o] = first_token + num_tokens - (req.computed - position) - 1;
@@ -226,11 +227,8 @@ void Scheduler::write_outputs(Req& req, int32_t first_token, int32_t num_tokens)
     at_.out_position[o] = position;
   };
   // The hidden row at position p - 1 tells the token at p.
-  while (req.next_score <= req.computed && req.next_score < req.prompt_len) {
-    const int32_t position = req.next_score++;
-    if (position > req.computed - num_tokens)
-      put(position, OutKind::score, req.tokens[static_cast<size_t>(position)]);
-  }
+  for (; req.next_score <= req.computed && req.next_score < req.prompt_len; ++req.next_score)
+    put(req.next_score, OutKind::score, req.tokens[static_cast<size_t>(req.next_score)]);
   if (req.computed == req.known_ahead) {
     put(req.computed, req.pool ? OutKind::pool : OutKind::sample, -1);
     record.pools = req.pool;

@@ -185,7 +185,7 @@ class Scheduler {
     int32_t kv_end;     // tokens whose KV is written when the row has run
     int32_t out_begin;  // output rows: scores, then at most one sampled or pooled row
     int32_t num_outs;
-    int32_t first_score;  // prompt position of the first score row
+    int32_t first_score;  // prompt position of the first score row, or a later one: none
     bool samples, pools;
     bool forks = false;  // no row of its own: reads the hidden row of the one before it
   };

@@ -370,7 +370,7 @@ void ScriptedExecutor::sample_out(Step& step, int32_t out, int32_t row, int32_t 
     kv_->violate("output of another position", text("position", position) + text("sees", kv_len));
   }
   if (kind == OutKind::score) {
-    result.scores[o] = -static_cast<float>(seen.hash % 1000) / 1000.0F;
+    result.scores[o] = sound ? score(seen.hash) : 1.0F;  // no logprob: worthless
     return;
   }
   if (kind == OutKind::pool) {

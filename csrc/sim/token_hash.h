@@ -33,6 +33,11 @@ inline constexpr uint64_t draw(uint64_t context, uint64_t seed, int32_t position
   return mix(context ^ mix(seed + static_cast<uint64_t>(static_cast<uint32_t>(position))));
 }
 
+// What a scored token is said to have as its logprob: of the context before it.
+inline constexpr float score(uint64_t context) {
+  return -static_cast<float>(context % 1000) / 1000.0F;
+}
+
 struct SampleRule {
   int32_t vocab_size = 100;
   Token eos = -1;              // -1: none

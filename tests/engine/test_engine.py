@@ -252,6 +252,34 @@ def test_prompt_logprobs_bring_the_best_candidates(engine: Engine, model: Any) -
             assert entry.rank == int((row > row[prompt[i]]).sum()) + 1
 
 
+@pytest.mark.parametrize("preemption", ["retract", "swap"])
+def test_prompt_logprobs_outlive_a_preemption(folder: Path, preemption: str) -> None:
+    """A prompt that is displaced half-way, and again while it answers, is told the same logprobs as one left alone."""
+    long, params = PROMPT * 4, SamplingParams(temperature=0, max_tokens=6, prompt_logprobs=1, ignore_eos=True)
+    options = {"max_num_batched_tokens": 16, "schedule_policy": "priority", "preemption": preemption}
+    with start(folder, num_kv_blocks=9, swap_space=0.01, **options) as engine:
+        engine.add_request("alone", long, params)
+        alone = finish(engine)["alone", 0]
+        engine.add_request("a", long, params, priority=1)
+        whole: dict[tuple[str, int], EngineOutput] = {}
+        for step in range(40):
+            if step in (3, 14):
+                urgent = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
+                engine.add_request(f"urgent {step}", PROMPT[::-1] * 4, urgent)
+            for news in engine.step():
+                merge(whole, news)
+        stats = engine.loop.stats()
+        assert not engine.has_unfinished()
+    assert stats.num_preemptions >= 2
+    assert (stats.num_swaps > 0) == (preemption == "swap")
+    assert whole["a", 0].new_token_ids == alone.new_token_ids
+    for entry, expected in zip(whole["a", 0].prompt_logprobs, alone.prompt_logprobs, strict=True):
+        assert (entry is None) == (expected is None)
+        if entry is not None:
+            assert entry.token_ids == expected.token_ids
+            assert entry.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
+
+
 def test_a_pooled_request_gives_its_last_hidden_row(engine: Engine, model: Any) -> None:
     """Nothing is sampled; the vector does not depend on chunks or on who else runs."""
     engine.add_request("other", PROMPT, SamplingParams(max_tokens=20, seed=1, ignore_eos=True))

@@ -132,6 +132,13 @@ Workload draw(uint64_t seed) {
     r.stream = random.chance(80);
     w.reqs.push_back(std::move(r));
   }
+  // Drawn apart, so that what a seed stood for before stays.
+  Random scoring(sim::mix(seed ^ 0x5C02ED));
+  if (scoring.chance(40)) {
+    for (ReqSpec& r : w.reqs) {
+      if (scoring.chance(25)) r.params.prompt_logprobs = scoring.between(0, 2);
+    }
+  }
   return w;
 }
 
@@ -175,9 +182,12 @@ Expected expected_answer(const Workload& w, const ReqSpec& req, uint64_t seed) {
   }
   uint64_t context = sim::kEmptyContext;
   int32_t position = 0;
-  for (Token t : req.prompt) context = sim::extend_context(context, t, position++);
-  const int32_t prompt = position;
   Expected answer;
+  for (Token t : req.prompt) {
+    if (p.prompt_logprobs >= 0 && position > 0) answer.scores.push_back(sim::score(context));
+    context = sim::extend_context(context, t, position++);
+  }
+  const int32_t prompt = position;
   for (;;) {
     if (sim::row_fails(context, seed, position, w.executor.row_failures_per_million)) {
       answer.reason = FinishReason::error;

@@ -27,6 +27,7 @@ struct Story {  // of one key
   ReqPtr req;
   int32_t child = 0;
   std::vector<Token> tokens;
+  std::vector<float> scores;
   int32_t ends = 0;
   FinishReason reason = FinishReason::none;
   int32_t said_tokens = 0;
@@ -113,6 +114,16 @@ class Judge {
     if (!out.logprob_indptr.empty() && (out.logprob_indptr.size() != out.tokens.size() + 1 ||
                                         out.logprob_ranks.size() != out.tokens.size())) {
       problem("logprobs: arrays do not match the tokens");
+    }
+    for (size_t i = 0; i < out.score_keys.size(); ++i) {
+      Story& s = stories_[out.score_keys[i]];
+      if (s.ends > 0) problem("score after the end: " + name_of(out.score_keys[i]));
+      s.scores.push_back(out.scores[i]);
+      if (out.score_positions[i] != static_cast<int32_t>(s.scores.size())) {
+        problem("scores: " + name_of(out.score_keys[i]) + " has position " +
+                std::to_string(out.score_positions[i]) + " where " +
+                std::to_string(s.scores.size()) + " comes");
+      }
     }
     for (size_t i = 0; i < out.end_keys.size(); ++i) {
       const auto it = stories_.find(out.end_keys[i]);
@@ -255,6 +266,13 @@ class Judge {
       problem("wrong tokens: " + who + " differs at output " + std::to_string(at) + " of " +
               std::to_string(expected.tokens.size()) + ", got " + std::to_string(n));
       return;
+    }
+    // Each position once, in order; all of them once there is a token.
+    if ((n > 0 && s.scores.size() < expected.scores.size()) ||
+        s.scores.size() > expected.scores.size() ||
+        !std::equal(s.scores.begin(), s.scores.end(), expected.scores.begin())) {
+      problem("scores: " + who + " got " + std::to_string(s.scores.size()) + " of " +
+              std::to_string(expected.scores.size()) + ", or wrong ones");
     }
     if (s.reason == expected.reason && n == expected.tokens.size()) return;
     if (s.reason == FinishReason::abort && s.aborted) return;

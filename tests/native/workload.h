@@ -66,6 +66,7 @@ uint64_t child_seed(const ReqSpec& req, int32_t child);
 // What a req alone on the pretend model would answer.
 struct Expected {
   std::vector<Token> tokens;
+  std::vector<float> scores;  // of the prompt's positions from 1 on, where the req asks for them
   FinishReason reason = FinishReason::none;
 };
 Expected expected_answer(const Workload& workload, const ReqSpec& req, uint64_t seed);

@@ -15,6 +15,7 @@ host free=3 used=5                       the same of the host pool
 cached a 8                               tokens that a found in the prefix cache
 moves 2 after=4                          copies that the newest step asks for, after which step; done when it comes back
 twice a 0                                tokens of a that were computed again
+scores a 8                               a's prompt tokens 1 to 8 were scored, each once and in order
 rates 1000 0.5                           ns a token, ns a byte
 now 100 | pause | drain | resume | flush
 """
@@ -54,6 +55,7 @@ class Script:
         self.reqs: dict[str, Req] = {}
         self.flight: list[tuple[int, list[str], list[int]]] = []
         self.after: list[int] = []
+        self.scored: dict[str, list[int]] = {}
         self.now = 0
 
     def do_config(self, *words: str) -> None:
@@ -105,7 +107,11 @@ class Script:
         result = StepResult()
         result.token_ids = np.asarray([special.get(rid, 7) for rid in sampled], dtype=np.int32)
         result.finished_transfers = np.asarray(tickets, dtype=np.int64)
-        self.s.commit(batch_id, result, now=self.now)
+        events = self.s.commit(batch_id, result, now=self.now)
+        for req_id, position in zip(
+            events.score_reqs.tolist(), events.score_positions.tolist(), strict=True
+        ):
+            self.scored.setdefault(self.s.req(req_id).rid, []).append(position)
 
     def do_fail(self) -> None:
         result = StepResult()
@@ -148,6 +154,9 @@ class Script:
 
     def do_twice(self, rid: str, tokens: str) -> None:
         assert self.reqs[rid].account.tokens_computed_twice == int(tokens)
+
+    def do_scores(self, rid: str, last: str) -> None:
+        assert self.scored.get(rid, []) == list(range(1, int(last) + 1)), self.scored
 
     def do_rates(self, ns_per_token: str, ns_per_byte: str) -> None:
         self.s.set_rates(float(ns_per_token), float(ns_per_byte))
