@@ -13,13 +13,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from stoker.engine.token_rules import TokenRules, clear_bits, set_bits
+from stoker.engine.token_rules import TokenRules, bitmask
 from stoker.structured_outputs import check_source, parser_limits, refusal
 
 if TYPE_CHECKING:
@@ -52,16 +52,14 @@ class _Use:
     rules: TokenRules | None
     answers_left: int
     min_tokens: int
-    ends: npt.NDArray[np.int64]
-    """Tokens that end an answer for the grammar: end-of-sequence tokens."""
-    stops: npt.NDArray[np.int64]
-    """Tokens that the request wants to end at besides."""
+    stops: npt.NDArray[np.int32] | None
+    """A mask of the tokens that the request wants to end at besides end-of-sequence tokens, if there are any."""
     never_ends: bool
-    special: bool = field(init=False)
-    """Whether its masks need more than llguidance says."""
 
-    def __post_init__(self) -> None:
-        self.special = self.min_tokens > 0 or self.never_ends or len(self.stops) > 0
+    @property
+    def special(self) -> bool:
+        """Whether its masks need more than llguidance says."""
+        return self.min_tokens > 0 or self.never_ends or self.stops is not None
 
 
 class Grammars:
@@ -78,6 +76,9 @@ class Grammars:
         self._vocab_size = vocab_size
         self._words = -(-vocab_size // 32)
         self._eos = eos_token_ids
+        ends = [token for token in eos_token_ids if token < vocab_size]
+        self._ends = bitmask(ends, self._words)
+        self._end_bits = [divmod(token, 32) for token in ends]
         self._lock = threading.Lock()
         self._cache: OrderedDict[str, _Compiled] = OrderedDict()
         self._uses: dict[int, _Use] = {}
@@ -105,14 +106,13 @@ class Grammars:
             compiled = None if source is None else self._compiled(source)
             number = self._next
             self._next = self._next % (2**31 - 1) + 1
-            ends = set(self._eos)
+            stops = set(params.stop_token_ids) - set(self._eos)
             self._uses[number] = _Use(
                 compiled,
                 TokenRules.of(params, self._vocab_size),
                 params.n,
                 params.min_tokens,
-                np.array(sorted(ends), np.int64),
-                np.array(sorted(set(params.stop_token_ids) - ends), np.int64),
+                bitmask(stops, self._words) if stops else None,
                 params.ignore_eos,
             )
             return number
@@ -262,8 +262,24 @@ class Grammars:
             if matcher.is_error():
                 failed.append((index, refusal(matcher.get_error())))
             elif (use := self._uses[number]).special:
-                _mind_ends(use, matcher, masks[index], outputs)
+                self._mind_ends(use, matcher, masks[index], outputs)
         return failed
+
+    def _mind_ends(self, use: _Use, matcher: Any, mask: npt.NDArray[np.int32], outputs: int) -> None:
+        """Ends of any kind only where the grammar accepts and the request wants one, unless nothing else can follow."""
+        # Mostly the grammar lets nothing end here, and there is nothing to mind.
+        if use.stops is None and not any(int(mask[word]) >> bit & 1 for word, bit in self._end_bits):
+            return
+        before = mask.copy()
+        may_end = outputs >= use.min_tokens and matcher.is_accepting()
+        if not may_end or use.never_ends:
+            mask &= ~self._ends
+        if use.stops is not None and may_end:
+            mask |= use.stops
+        elif use.stops is not None:
+            mask &= ~use.stops
+        if not mask.any():
+            mask[:] = before
 
     def forget(self, key: int, number: int) -> None:
         """An answer has ended."""
@@ -275,15 +291,3 @@ class Grammars:
                 use.answers_left -= 1
                 if use.answers_left <= 0:
                     del self._uses[number]
-
-
-def _mind_ends(use: _Use, matcher: Any, mask: npt.NDArray[np.int32], outputs: int) -> None:
-    """Ends of any kind only where the grammar accepts and the request wants one, unless nothing else can follow."""
-    before = mask.copy()
-    words = mask.view(np.uint32)
-    may_end = outputs >= use.min_tokens and matcher.is_accepting()
-    if not may_end or use.never_ends:
-        clear_bits(words, use.ends)
-    (set_bits if may_end else clear_bits)(words, use.stops)
-    if not mask.any():
-        mask[:] = before

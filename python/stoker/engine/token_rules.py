@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,11 +18,9 @@ class TokenRules:
     def __init__(
         self, allowed: Sequence[int] | None, words: Sequence[Sequence[int]], vocab_size: int
     ) -> None:
-        base = np.full(-(-vocab_size // 32), 0 if allowed is not None else -1, np.int32)
-        if allowed is not None:
-            set_bits(base.view(np.uint32), np.array(sorted(set(allowed)), np.int64))
-        clear_bits(base.view(np.uint32), np.array([word[0] for word in words if len(word) == 1], np.int64))
-        self._base = base
+        size = -(-vocab_size // 32)
+        base = np.full(size, -1, np.int32) if allowed is None else bitmask(allowed, size)
+        self._base = base & ~bitmask((word[0] for word in words if len(word) == 1), size)
         self._words = [([*word[:-1]], word[-1]) for word in words if len(word) > 1]
         self._longest = max((len(head) for head, _ in self._words), default=0)
 
@@ -45,16 +43,13 @@ class TokenRules:
         if self._words:
             tail += tokens
             del tail[: -self._longest]
-            wrong = [last for head, last in self._words if tail[-len(head) :] == head]
-            clear_bits(mask.view(np.uint32), np.array(wrong, np.int64))
+            mask &= ~bitmask((last for head, last in self._words if tail[-len(head) :] == head), len(mask))
         return bool(mask.any())
 
 
-def clear_bits(words: npt.NDArray[np.uint32], tokens: npt.NDArray[np.int64]) -> None:
-    """Rules these tokens out of a mask."""
-    np.bitwise_and.at(words, tokens >> 5, ~(np.uint32(1) << (tokens & 31).astype(np.uint32)))
-
-
-def set_bits(words: npt.NDArray[np.uint32], tokens: npt.NDArray[np.int64]) -> None:
-    """Lets these tokens into a mask."""
-    np.bitwise_or.at(words, tokens >> 5, np.uint32(1) << (tokens & 31).astype(np.uint32))
+def bitmask(tokens: Iterable[int], words: int) -> npt.NDArray[np.int32]:
+    """int32 [words] with the bits of these tokens."""
+    mask = np.zeros(words, np.uint32)
+    for token in tokens:
+        mask[token >> 5] |= np.uint32(1 << (token & 31))
+    return mask.view(np.int32)
