@@ -33,9 +33,9 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer", "maximum": 9
 DEMO = {
     "model": "stoker-demo",
     "progress": False,
-    "max_num_seqs": 8,
+    "max_num_seqs": 12,
     "num_kv_blocks": 33,
-    "swap_space": 0.0004,
+    "swap_space": 0.00025,
     "preemption": "swap",
     "admission": "greedy",
     "max_model_len": 512,

@@ -10,7 +10,7 @@ import torch
 
 from stoker.config import ModelConfig
 from stoker.engine.step_buffer import TensorViews
-from stoker.layers.context import ActivationPool, AttentionPlans, StepContext
+from stoker.layers.context import ActivationPool, AttentionPlans, Kept, StepContext
 from stoker.models.llama import Llama
 from stoker.ops import LogprobBuffers, SeatTable, gather_tokens, sample
 
@@ -54,12 +54,12 @@ class Forward:
         self.hidden = self._activations.residual
         """[max tokens, hidden]: where `layers` leaves its result."""
         self._tokens = torch.zeros(max_num_batched_tokens, dtype=torch.int32, device=device)
-        self._token_views: dict[int, torch.Tensor] = {}
+        self._token_views: Kept[int, torch.Tensor] = Kept()
         self._rows = torch.zeros(max_rows, config.hidden_size, dtype=dtype, device=device)
         self._logits = torch.zeros(max_rows, config.vocab_size, dtype=dtype, device=device)
         self.sampled = torch.zeros(max_rows, dtype=torch.int32, device=device)
         """[max_rows]: where `sample` writes."""
-        self._row_views: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+        self._row_views: Kept[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = Kept()
         self._logprobs: LogprobBuffers | None = None
 
     def layers(
@@ -75,7 +75,7 @@ class Forward:
         row_seat, row_indptr, row_kv_len = views.rows(num_rows)
         tokens = self._token_views.get(num_tokens)
         if tokens is None:
-            tokens = self._token_views[num_tokens] = self._tokens[:num_tokens]
+            tokens = self._token_views.keep(num_tokens, self._tokens[:num_tokens])
         gather_tokens(tokens, token_ids, self.seats.last_token)
         context = StepContext(
             positions=positions,
@@ -98,8 +98,9 @@ class Forward:
         count = end - begin
         room = self._row_views.get(count)
         if room is None:
-            room = (self._rows[:count], self._logits[:count], self.sampled[:count])
-            self._row_views[count] = room
+            room = self._row_views.keep(
+                count, (self._rows[:count], self._logits[:count], self.sampled[:count])
+            )
         torch.index_select(hidden, 0, views.outs(begin, end)[0], out=room[0])
         self.model.logits(room[1], room[0])
         return room

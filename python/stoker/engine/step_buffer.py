@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from stoker.layers.context import Kept
+
 SECTIONS = (
     "row_seat",
     "row_indptr",
@@ -138,7 +140,7 @@ class StepBuffer:
 class TensorViews:
     """A step's sections as tensors on one device, cut to how many tokens, rows and output rows a step has.
 
-    `memory` is the whole buffer as uint8 on that device. Each cut is made once.
+    `memory` is the whole buffer as uint8 on that device.
     """
 
     def __init__(self, memory: torch.Tensor, layout: Layout, num_groups: int) -> None:
@@ -151,16 +153,16 @@ class TensorViews:
         self._row = ints("row_seat"), ints("row_indptr"), ints("row_kv_len")
         self._out = ints("out_token"), ints("out_seat"), ints("out_position")
         self.seat_changes = ints("seat_changes").view(-1, 20)
-        self._tokens: dict[int, tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]] = {}
-        self._rows: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
-        self._outs: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+        self._tokens: Kept[int, tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]] = Kept()
+        self._rows: Kept[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = Kept()
+        self._outs: Kept[tuple[int, int], tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = Kept()
 
     def tokens(self, n: int) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
         """token_ids, positions [n]; slots [n] of each group."""
         views = self._tokens.get(n)
         if views is None:
-            views = (self._token_ids[:n], self._positions[:n], [row[:n] for row in self._slots])
-            self._tokens[n] = views
+            slots = [row[:n] for row in self._slots]
+            views = self._tokens.keep(n, (self._token_ids[:n], self._positions[:n], slots))
         return views
 
     def rows(self, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -168,7 +170,7 @@ class TensorViews:
         views = self._rows.get(n)
         if views is None:
             seat, indptr, kv_len = self._row
-            views = self._rows[n] = (seat[:n], indptr[: n + 1], kv_len[:n])
+            views = self._rows.keep(n, (seat[:n], indptr[: n + 1], kv_len[:n]))
         return views
 
     def outs(self, begin: int, end: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -176,5 +178,6 @@ class TensorViews:
         views = self._outs.get((begin, end))
         if views is None:
             token, seat, position = self._out
-            views = self._outs[begin, end] = (token[begin:end], seat[begin:end], position[begin:end])
+            cut = slice(begin, end)
+            views = self._outs.keep((begin, end), (token[cut], seat[cut], position[cut]))
         return views

@@ -5,12 +5,14 @@ room to work in.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 
 from stoker.config import ModelConfig
 
+K = TypeVar("K")
+V = TypeVar("V")
 AttentionPlans: TypeAlias = dict[int, Any]
 """Window -> what paged_attention takes as `plan`."""
 
@@ -37,6 +39,17 @@ class StepContext:
     activations: Activations
     plans: AttentionPlans | None = None
     """The attention work lists on the device, by window; CPU ops balance by themselves."""
+
+
+class Kept(dict[K, V]):
+    """What was made for sizes of steps, the newest 512 of it: most steps have few sizes, but over days all come up."""
+
+    def keep(self, key: K, made: V) -> V:
+        """Remembers and returns it; the oldest makes room."""
+        if len(self) >= 512:
+            del self[next(iter(self))]
+        self[key] = made
+        return made
 
 
 class Activations:
@@ -77,11 +90,9 @@ class ActivationPool:
         self.attention = room(query)
         self.gate_up = room(2 * config.intermediate_size)
         self.ffn = room(config.intermediate_size)
-        self._views: dict[int, Activations] = {}
+        self._views: Kept[int, Activations] = Kept()
 
     def views(self, num_tokens: int) -> Activations:
-        """The first `num_tokens` rows of every buffer; made once for each number."""
+        """The first `num_tokens` rows of every buffer."""
         views = self._views.get(num_tokens)
-        if views is None:
-            views = self._views[num_tokens] = Activations(self, num_tokens)
-        return views
+        return views if views is not None else self._views.keep(num_tokens, Activations(self, num_tokens))
