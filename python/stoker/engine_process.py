@@ -187,7 +187,10 @@ class EngineProcess:
         if isinstance(message, m.Submit):
             self._submit(message, replies)
         elif isinstance(message, m.Abort):
-            self._engine.abort(message.rid, message.index)
+            with self._lock:
+                owner = self._owners.get(message.rid)
+            if owner is not None and owner[0] == message.worker:  # ids may come from clients, of any worker
+                self._engine.abort(message.rid, message.index)
         elif isinstance(message, m.AskStats):
             self._reply(message.worker, self._stats(message.ticket), replies)
         elif isinstance(message, m.AskLooks):

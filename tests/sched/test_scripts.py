@@ -108,9 +108,7 @@ class Script:
         result.token_ids = np.asarray([special.get(rid, 7) for rid in sampled], dtype=np.int32)
         result.finished_transfers = np.asarray(tickets, dtype=np.int64)
         events = self.s.commit(batch_id, result, now=self.now)
-        for req_id, position in zip(
-            events.score_reqs.tolist(), events.score_positions.tolist(), strict=True
-        ):
+        for req_id, position in zip(events.score_reqs.tolist(), events.score_positions.tolist(), strict=True):
             self.scored.setdefault(self.s.req(req_id).rid, []).append(position)
 
     def do_fail(self) -> None:

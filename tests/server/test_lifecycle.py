@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
 import shutil
+import socket
 import ssl
 import subprocess
 import threading
@@ -97,7 +99,14 @@ def test_a_request_that_takes_too_long(own_server: RunningServer) -> None:
         assert http.get("/ready").json()["engine"]["num_running"] == 0
 
 
-LIMITS = {"max_body_bytes": 4000, "max_n": 2, "max_stop_strings": 2, "max_logit_bias": 3, "max_prompts": 2}
+LIMITS = {
+    "max_body_bytes": 4000,
+    "max_head_bytes": 9000,
+    "max_n": 2,
+    "max_stop_strings": 2,
+    "max_logit_bias": 3,
+    "max_prompts": 2,
+}
 
 
 @pytest.mark.parametrize("own_server", [{"limits": {**LIMITS, "body_timeout": 0.7}}], indirect=True)
@@ -127,6 +136,53 @@ def test_limits_are_told(own_server: RunningServer) -> None:
             yield b'"x"}'
 
         assert http.post("/v1/completions", content=slow()).status_code == 408
+
+
+@pytest.mark.parametrize("own_server", [{"limits": {**LIMITS, "body_timeout": 0.7}}], indirect=True)
+def test_heads_have_limits_too(own_server: RunningServer) -> None:
+    """Headers without end, bytes that drip and connections that say nothing are ended; one that is kept alive is not."""
+    address = ("127.0.0.1", int(own_server.url.rsplit(":", 1)[1]))
+
+    def answer(*parts: bytes) -> bytes:
+        with socket.create_connection(address, 10) as connection:
+            for part in parts:
+                connection.sendall(part)
+                time.sleep(0.05)
+            with contextlib.suppress(ConnectionResetError):
+                return connection.recv(1000)
+            return b""
+
+    begin = b"GET /health HTTP/1.1\r\nHost: x\r\nX: "
+    assert b"431" in answer(begin, *[b"a" * 1000] * 9).partition(b"\r\n")[0]
+    assert b"408" in answer(begin, b"a").partition(b"\r\n")[0]
+    assert b"408" in answer().partition(b"\r\n")[0]
+    assert b"200" in answer(begin, b"a" * 8000, b"\r\n\r\n").partition(b"\r\n")[0]
+    with own_server.client() as http:
+        for _ in range(3):
+            assert http.get("/health").status_code == 200
+            time.sleep(0.8)
+
+
+@pytest.mark.parametrize("name", ["a\r\nX: y", "snow\u2603", "a b", "a/0", "x" * 129])
+def test_request_ids_that_fit_nowhere_are_refused(server: RunningServer, name: str) -> None:
+    """They stand in a header, in the log and in the engine's names for a request's answers."""
+    with server.client() as http:
+        for path in ("/v1/completions", "/v1/chat/completions"):
+            ask = {"prompt": [1], "messages": [{"role": "user", "content": "x"}], "request_id": name}
+            answer = http.post(path, json=ask)
+            assert answer.status_code == 400
+            assert answer.json()["error"]["param"] == "request_id"
+        assert http.post("/v1/completions", json={"prompt": [1], "request_id": "a-1.b:2"}).status_code == 200
+
+
+def test_a_worker_that_cannot_begin_ends_the_server(tmp_path: Path) -> None:
+    """It is not started anew for ever: here its certificate is none."""
+    wrong = tmp_path / "cert.pem"
+    wrong.write_text("no certificate")
+    began = time.monotonic()
+    with pytest.raises(AssertionError, match="again and again"):
+        start_server(tmp_path, ssl_certfile=str(wrong), ssl_keyfile=str(wrong))
+    assert time.monotonic() - began < 50
 
 
 def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(server: RunningServer) -> None:

@@ -12,7 +12,7 @@ from stoker.cli.options import add_engine_arguments, engine_options
 from stoker.server.settings import Limits, ServerSettings
 
 HELP = "serve a model over HTTP, with OpenAI's API"
-_NEEDED = ("starlette", "uvicorn", "zmq", "msgspec", "prometheus_client")
+_NEEDED = ("starlette", "uvicorn", "uvloop", "httptools", "zmq", "msgspec", "prometheus_client")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

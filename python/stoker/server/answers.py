@@ -97,7 +97,10 @@ class Answers:
                 words = str(failure) if status != 503 else f"the engine stopped: {failure}"
                 end(ApiError(status, words, retry_after=1 if status == 503 else None))
                 return
+            over = all(self.ended)  # then these are the remains of what a stop string has ended
             delta = self._take(news)
+            if over:
+                return
             if delta is not None and delta.finish_reason == "error":
                 end(_failed(delta))
                 return

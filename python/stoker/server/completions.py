@@ -47,7 +47,7 @@ async def create_completion(request: Request, state: ServerState) -> Response:
         prompt_logprobs=body.logprobs if body.echo else None,
         defaults=state.defaults,
     )
-    base = body.request_id or state.new_id("cmpl")
+    base = state.new_id("cmpl", body.request_id)
     jobs: list[Answers] = []
     try:
         for index, prompt in enumerate(prompts):

@@ -139,7 +139,7 @@ async def start(
         params = replace(params, structured_outputs=_constraint(forced))
     answers = state.submit(
         request,
-        body.request_id or state.new_id(kind),
+        state.new_id(kind, body.request_id),
         prompt.token_ids,
         params,
         priority=body.priority,

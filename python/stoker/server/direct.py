@@ -21,11 +21,61 @@ _CONNECTION = "stoker.connection"
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's connection, which also shows itself to the responses on it (an ASGI extension)."""
+    """uvicorn's connection, which also shows itself to the responses on it (an ASGI extension), and takes no head that is too
+    large or comes too slowly: nobody above sees it before it is whole."""
+
+    max_head_bytes = 64 << 10
+    """Of request line and headers. A head that comes in one piece of the socket's may be as large as that."""
+    head_timeout = 30.0
+    """Seconds, from the connection's or the request's first byte on."""
+
+    _head_bytes = 0
+    _in_head = False
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_is_there()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > self.max_head_bytes:
+                self._refuse(b"431 Request Header Fields Too Large")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope["extensions"] = {_CONNECTION: {"it": self}}
+        self._in_head, self._head_bytes = True, 0
+        if self._head_timer is None:
+            self._wait_for_head()
+
+    def on_headers_complete(self) -> None:
+        self._head_is_there()
+        super().on_headers_complete()
+
+    def _wait_for_head(self) -> None:
+        self._head_timer = self.loop.call_later(self.head_timeout, self._refuse, b"408 Request Timeout")
+
+    def _head_is_there(self) -> None:
+        self._in_head = False
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _refuse(self, status: bytes) -> None:
+        self._head_is_there()
+        if (
+            self.cycle is None or self.cycle.response_complete
+        ):  # else it would stand in the middle of an answer
+            head = b"HTTP/1.1 %b\r\ncontent-length: 0\r\nconnection: close\r\n\r\n" % status
+            self.transport.write(head)
+        self.transport.close()
 
 
 class DirectResponse(Response):

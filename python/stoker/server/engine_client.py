@@ -207,7 +207,7 @@ class EngineClient:
 
     def abort(self, rid: str, index: int | None = None) -> None:
         """Ends a request or one of its answers; its stream still gets the last news."""
-        self._send(m.Abort(rid, index))
+        self._send(m.Abort(self.worker, rid, index))
 
     def forget(self, stream: Stream) -> None:
         """Drops a stream; aborts its request if it still runs."""
@@ -216,7 +216,7 @@ class EngineClient:
             for index in range(stream.n):
                 del self._routes[stream.ticket + index]
             if stream.answers_left > 0 and self.ready is not None:
-                self._send(m.Abort(stream.rid))
+                self._send(m.Abort(self.worker, stream.rid))
 
     async def stats(self, timeout: float = 1.0) -> m.Stats:
         """A look at the engine. Raises TimeoutError if it does not answer, EngineDeadError if it is down."""
@@ -287,15 +287,30 @@ class EngineClient:
             if take is not None:
                 try:
                     take(token)
-                except Exception:  # harms its own request only
-                    log.exception("a token could not be delivered")
+                except Exception as error:
+                    self._break(self._stream_of(ticket), error)
         for news in step.news:
             stream = self._streams.get(news.rid)
             if stream is not None:
                 try:
                     stream.put(news)
-                except Exception:
-                    log.exception("news of request %s could not be delivered", news.rid)
+                except Exception as error:
+                    self._break(stream, error)
+
+    def _stream_of(self, ticket: int) -> Stream | None:
+        own = (s for s in self._streams.values() if s.ticket <= ticket < s.ticket + s.n)
+        return next(own, None)
+
+    def _break(self, stream: Stream | None, error: Exception) -> None:
+        """Ends a request whose news could not be delivered, and no other: an answer with a hole is worse than none."""
+        log.error("news could not be delivered", exc_info=error)
+        if stream is None:
+            return
+        self.forget(stream)
+        try:
+            stream.fail(RefusedError(500, "internal error; the server's log has the details"))
+        except Exception:
+            log.exception("nor could that be told")
 
     def _engine_is_down(self, reason: str) -> None:
         self.ready = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hmac
 import logging
-import re
 import time
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -13,10 +12,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from stoker.server.answers import Answers
 from stoker.server.anthropic import error_body
 from stoker.server.errors import ApiError
-from stoker.server.state import ServerState
+from stoker.server.state import REQUEST_ID, ServerState
 
 log = logging.getLogger("stoker.server")
-_REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _OPEN_PATHS = frozenset({"/health", "/ready", "/version", "/"})
 # Asked again and again by probes and pages: counted, not logged.
 _QUIET_PATHS = frozenset({"/health", "/ready", "/metrics", "/v1/requests"})
@@ -41,7 +39,7 @@ class Guard:
             return
         headers = Headers(scope=scope)
         given = headers.get("x-request-id")
-        request_id = given if given and _REQUEST_ID.fullmatch(given) else None
+        request_id = given if given and REQUEST_ID.fullmatch(given) else None
         jobs: list[Answers] = []
         scope.setdefault("state", {}).update(request_id=request_id, jobs=jobs)
         began = time.monotonic()
@@ -65,6 +63,8 @@ class Guard:
                 body = error_body(error) if scope["path"].startswith("/v1/messages") else None
                 await error.response(body)(scope, receive, send_on)
         finally:
+            for job in jobs:  # mostly closed; but no failure between may leave one running for nobody
+                job.close()
             path = scope["state"].get("route", "other")
             self._state.metrics.http_requests.labels(path, str(status)).inc()
             if self._state.settings.access_log and path not in _QUIET_PATHS:

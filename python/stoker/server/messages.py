@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Any
 
 import msgspec
 
 from stoker.sampling_params import SamplingParams
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Both ends say it in their first message; a mismatch ends the connection with both numbers."""
 
 
@@ -16,8 +17,11 @@ _WORKER_SHIFT = 40
 
 
 def first_ticket(worker: int) -> int:
-    """Where a worker's tickets begin. A ticket names one answer in a Step; the answers of a request have consecutive ones."""
-    return worker << _WORKER_SHIFT
+    """Where a worker's tickets begin. A ticket names one answer in a Step; the answers of a request have consecutive ones.
+
+    Somewhere in the worker's range: who takes the place of a worker that died must not get the tokens of its requests.
+    """
+    return (worker << _WORKER_SHIFT) + secrets.randbits(_WORKER_SHIFT - 1)
 
 
 def worker_of(ticket: int) -> int:
@@ -43,8 +47,9 @@ class Submit(msgspec.Struct, array_like=True, tag="submit"):
 
 
 class Abort(msgspec.Struct, array_like=True, tag="abort"):
-    """End a request, or one of its answers (`index`), in whatever state it is."""
+    """End a request of this worker, or one of its answers (`index`), in whatever state it is."""
 
+    worker: int
     rid: str
     index: int | None = None
 

@@ -10,6 +10,8 @@ class Limits:
     """What one request may ask for; beyond it the answer is a 400 (413 for the body) that names the limit."""
 
     max_body_bytes: int = 8 << 20
+    max_head_bytes: int = 64 << 10
+    """Of request line and headers; beyond it the answer is a 431."""
     max_n: int = 64
     max_stop_strings: int = 16
     max_stop_chars: int = 1024
@@ -25,7 +27,7 @@ class Limits:
     max_schema_depth: int = 32
     max_json_depth: int = 64
     body_timeout: float = 30.0
-    """Seconds a client may take to send its body."""
+    """Seconds a client may take to send its request's head, and then its body."""
 
 
 @dataclass(frozen=True, slots=True)

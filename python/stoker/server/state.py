@@ -6,6 +6,7 @@ import asyncio
 import gc
 import itertools
 import logging
+import re
 import secrets
 import time
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from stoker.text import ChatTemplate, Tokenizer
 
 log = logging.getLogger("stoker.server")
 
+REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _LONG_PROMPT = 16_384  # characters from which encoding leaves the event loop
 
 
@@ -115,9 +117,16 @@ class ServerState:
             )
         return model
 
-    def new_id(self, prefix: str) -> str:
-        """An id for a response: unguessable, and in order of arrival within this worker."""
-        return f"{prefix}-{secrets.token_hex(8)}{next(self._counter):x}"
+    def new_id(self, prefix: str, given: str | None = None) -> str:
+        """An id for a response: unguessable, and in order of arrival within this worker; or what the body gave. It stands in
+        a header, the log and the engine's names, so 400 for one that does not fit there."""
+        if not given:
+            return f"{prefix}-{secrets.token_hex(8)}{next(self._counter):x}"
+        if not REQUEST_ID.fullmatch(given):
+            raise bad_request(
+                f"request_id={given[:128]!r}: 1 to 128 letters, digits, and _ . : - are allowed", "request_id"
+            )
+        return given
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a prompt; a long one is encoded beside the event loop."""

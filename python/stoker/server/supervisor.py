@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import selectors
 import signal
 import socket
@@ -20,12 +21,19 @@ from stoker.server import messages as m
 from stoker.server.settings import ServerSettings
 from stoker.server.sockets import PrivateFolder, engine_address, worker_address
 
+_EARLY = 30.0
+"""Seconds: a worker that ends sooner may never have served."""
+_EARLY_ENDS = 3
+_OPEN_FILES = 65_536
+"""What each process may open, if the system allows as many: each connection is one."""
+
 
 @dataclass(slots=True)
 class _Child:
     name: str
     process: subprocess.Popen[bytes]
     pidfd: int
+    started: float
 
 
 class Supervisor:
@@ -40,6 +48,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Serves until SIGTERM, SIGINT or a failure. Returns the exit code: 0 after a clean end."""
+        _raise_open_files()
         listener = self._listen()
         wake_read, wake_write = os.pipe()
         os.set_blocking(wake_write, False)
@@ -95,7 +104,7 @@ class Supervisor:
             # Not as an argument: the keys among them are nobody's business.
             options_in.write(msgspec.json.encode(options))
         pidfd = os.pidfd_open(process.pid)
-        child = _Child(name, process, pidfd)
+        child = _Child(name, process, pidfd, time.monotonic())
         self._selector.register(pidfd, selectors.EVENT_READ, child)
         return child
 
@@ -127,6 +136,7 @@ class Supervisor:
 
     def _watch(self, engine: _Child, workers: list[_Child], listener: socket.socket) -> int:
         restarts = 0
+        early_ends = 0  # of workers, one after another
         while not self._stop_requested:
             for key, _ in self._selector.select():
                 child = key.data
@@ -139,22 +149,29 @@ class Supervisor:
                     self._tell(range(len(workers)), m.EngineDown(reason))
                     if not self._settings.restart_engine or self._stop_requested:
                         return 1
-                    time.sleep(min(5.0, 0.1 * 2**restarts))
+                    self._pause(min(5.0, 0.1 * 2 ** min(restarts, 6)))
                     restarts += 1
                     replacement = self._start_engine()
                     engine.process, engine.pidfd = replacement.process, replacement.pidfd
                     self._selector.modify(replacement.pidfd, selectors.EVENT_READ, engine)
                 else:
                     index = workers.index(child)
-                    print(
-                        f"stoker: {child.name} ended ({_how(self._forget(child))}); starting it anew",
-                        file=sys.stderr,
-                        flush=True,
-                    )
+                    words = f"stoker: {child.name} ended ({_how(self._forget(child))})"
+                    early_ends = early_ends + 1 if time.monotonic() - child.started < _EARLY else 0
+                    if early_ends >= _EARLY_ENDS:
+                        print(f"{words} as soon as it began, again and again", file=sys.stderr, flush=True)
+                        return 1
+                    print(f"{words}; starting it anew", file=sys.stderr, flush=True)
                     self._tell_engine(m.Goodbye(index))
-                    time.sleep(0.1)
+                    self._pause(0.1)
                     workers[index] = self._start_worker(index, listener)
         return 0
+
+    def _pause(self, seconds: float) -> None:
+        """Sleeps, but not on when it is time to stop."""
+        end = time.monotonic() + seconds
+        while not self._stop_requested and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, 0.1))
 
     def _tell(self, workers: range, message: m.ToWorker) -> None:
         for index in workers:
@@ -179,6 +196,14 @@ class Supervisor:
             _wait(child, deadline)
         _signal(engine, signal.SIGTERM)
         _wait(engine, time.monotonic() + 5)
+
+
+def _raise_open_files() -> None:
+    """The usual soft limit, 1024, is less than the streams that one server can hold; children inherit it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _signal(child: _Child, number: int) -> None:

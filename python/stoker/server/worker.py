@@ -35,10 +35,13 @@ def run_worker(settings: ServerSettings, folder: Path, worker: int, listen_fd: i
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
     logging.raiseExceptions = False  # a full disk must not harm a request
     state = ServerState(settings, EngineClient(folder, worker))
+    limits = settings.limits
+    Protocol.max_head_bytes, Protocol.head_timeout = limits.max_head_bytes, limits.body_timeout
     config = uvicorn.Config(
         build_app(state),
         loop="none",
         http=Protocol,
+        ws="none",
         log_level="warning",
         access_log=False,
         server_header=False,
