@@ -19,38 +19,30 @@ their batches compared row by row. On a CPU one thread computes: the loop has a 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import platform
 import statistics
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
+from fidelity_run import PARTS, Engine, Part, RecordedPart, figures, fresh, parts_of
 
-from stoker.config import EngineConfig
-from stoker.engine.engine import Engine as StokerEngine
-from stoker.scheduler import Req, SamplingParams
 from stoker.sim import Requests, Setting, simulate, synthetic
 from stoker.sim.cost import cost_dict
-from stoker.sim.fit import fit
+from stoker.sim.fit import Fit, fit
 from stoker.sim.replay import replay
-from stoker.viz.measures import inter_token_latencies
-from stoker.viz.recorder import recording
-from stoker.viz.trace import Step, Trace
 
 RESULTS = Path(__file__).parent / "results"
 # What runs where, and (rate as a share of capacity, prompt lengths, answer lengths) of runs A and B of each pair.
 ON: dict[str, dict[str, Any]] = {
     "cpu": {
         "engine": {"model": "stoker-demo", "max_num_seqs": 32, "max_num_batched_tokens": 256, "num_kv_blocks": 2049, "max_model_len": 1024},
-        "probe": {"num_reqs": 4, "prompt_len": "uniform:16:128", "output_len": "uniform:4:12"},
+        "probe": {"num_reqs": 1, "prompt_len": "8", "output_len": "2"},
+        "probes_between": 10,
         "pairs": {
             1: ((0.5, "loguniform:16:160", "uniform:2:12"), (0.6, "loguniform:8:64", "uniform:2:16")),
             2: ((0.5, "loguniform:8:256", "uniform:2:16"), (0.5, "loguniform:32:256", "uniform:2:8")),
@@ -65,6 +57,7 @@ ON: dict[str, dict[str, Any]] = {
             "max_num_seqs": 256, "max_num_batched_tokens": 2048, "num_kv_blocks": 16385, "max_model_len": 4096,
         },
         "probe": {"num_reqs": 16, "prompt_len": "uniform:64:1024", "output_len": "uniform:16:64"},
+        "probes_between": 1,
         "pairs": {
             1: ((0.5, "loguniform:32:2048", "loguniform:16:256"), (0.7, "loguniform:32:512", "uniform:16:256")),
             2: ((0.5, "loguniform:16:2048", "uniform:16:256"), (0.6, "loguniform:128:2048", "loguniform:16:128")),
@@ -76,189 +69,81 @@ ON: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 FIGURES = ("ttft_mean", "itl_mean", "throughput", "ttft_p99", "itl_p99")
 LIMITS = {"ttft_mean": 0.05, "itl_mean": 0.05, "throughput": 0.05, "ttft_p99": 0.10, "itl_p99": 0.10}
-PARTS = 10
-PROBES = 5
 SIMULATIONS = 10
-SPEEDS = (0.8, 0.9, 1.0, 1.1, 1.25)
+SPEEDS = (0.9, 1.0, 1.1)
+
+Speed = tuple[float, float]
+"""How many times as long steps with a chunk take, and steps without."""
 
 
-class Engine:
-    """The model, driven on this thread."""
-
-    def __init__(self, device: str) -> None:
-        if device == "cpu":
-            torch.set_num_threads(1)
-        engine = StokerEngine(EngineConfig(device=device, progress=False, **ON[device]["engine"]))
-        self.engine, self.loop = engine, engine.loop
-        self.vocab = engine.model_config.vocab_size
-        self._probe = ON[device]["probe"]
-        self._batches = 0
-
-    def feed(self, requests: Requests) -> None:
-        """Adds each when its time has come, until all are answered. The loop's clock is time.monotonic_ns()."""
-        workload = requests.native(self.vocab)
-        self._batches += 1
-        reqs = [
-            Req(
-                f"{self._batches}-{i}",
-                workload.prompt(i),
-                SamplingParams(temperature=0.0, max_tokens=int(requests.answer_lens[i]), ignore_eos=True),
-            )
-            for i in range(len(requests))
-        ]
-        gc.collect()
-        gc.disable()
-        self.start = time.monotonic_ns() + 20_000_000
-        due = [self.start + int(t) for t in requests.times]
-        loop, added, count = self.loop, 0, len(reqs)
-        while added < count or loop.has_unfinished():
-            now = time.monotonic_ns()
-            while added < count and due[added] <= now:
-                loop.add(reqs[added])
-                added += 1
-            if loop.has_unfinished():
-                loop.turn()
-                loop.poll()
-            elif (left := due[added] - now) > 400_000:
-                time.sleep((left - 300_000) / 1e9)  # the rest is spun away: sleep wakes late
-        gc.enable()
-
-    def record(self, requests: Requests) -> Trace:
-        with recording(self.loop, model="stoker-demo", command="benchmarks/sim_fidelity.py") as recorded:
-            self.feed(requests)
-        return recorded.trace
-
-    def probe(self) -> float:
-        """Seconds of the device for a fixed few reqs: the median of some."""
-        times = []
-        for _ in range(PROBES):
-            trace = self.record(fresh(seed=1234, **self._probe))
-            times.append(sum(step.end - step.start for step in trace.steps) / 1e9)
-        return statistics.median(times)
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """What came of some reqs."""
-
-    ttft: NDArray[np.float64]
-    gaps: NDArray[np.float64]
-    tokens: int
-    seconds: float
-
-
-@dataclass(slots=True)
-class Recorded:
-    """A run made: its parts, and the probe before, between and after them."""
-
-    requests: list[Requests]
-    traces: list[Trace]
-    starts: list[int]
-    probes: list[float]
-
-    @classmethod
-    def make(cls, engine: Engine, requests: Requests) -> Recorded:
-        run = cls(list(parts_of(requests)), [], [], [engine.probe()])
-        for part in run.requests:
-            run.traces.append(engine.record(part))
-            run.starts.append(engine.start)
-            run.probes.append(engine.probe())
-        return run
-
-    @property
-    def steps(self) -> list[Step]:
-        return [step for trace in self.traces for step in trace.steps]
-
-    @property
-    def probe(self) -> float:
-        return statistics.fmean(self.probes)
-
-    def figures(self) -> dict[str, float]:
-        made = []
-        for requests, trace, start in zip(self.requests, self.traces, self.starts, strict=True):
-            reqs = [trace.reqs[key] for key in sorted(trace.reqs)]
-            due = requests.times + start
-            ttft = np.array([r.first_token_time for r in reqs]) - due
-            made.append(
-                Part(
-                    ttft / 1e9,
-                    np.array(inter_token_latencies(trace)),
-                    sum(r.num_outputs for r in reqs),
-                    (max(r.finish_time for r in reqs) - int(due[0])) / 1e9,
-                )
-            )
-        return figures(made)
-
-
-def figures(parts: list[Part]) -> dict[str, float]:
-    ttft = np.concatenate([part.ttft for part in parts])
-    gaps = np.concatenate([part.gaps for part in parts])
-    seconds = sum(part.seconds for part in parts)
-    return {
-        "ttft_mean": float(ttft.mean()),
-        "ttft_p99": float(np.percentile(ttft, 99, method="inverted_cdf")),
-        "itl_mean": float(gaps.mean()),
-        "itl_p99": float(np.percentile(gaps, 99, method="inverted_cdf")),
-        "throughput": sum(part.tokens for part in parts) / seconds,
-        "seconds": seconds,
-    }
-
-
-def predicted(engine: Engine, cost: Any, requests: list[Requests]) -> dict[str, float]:
+def predicted(
+    engine: Engine, costs: list[Any], parts: list[Requests], simulations: int = SIMULATIONS
+) -> dict[str, float]:
+    """By a cost model for each part."""
     found = []
-    for seed in range(SIMULATIONS):
-        parts = []
-        for number, part in enumerate(requests):
+    for seed in range(simulations):
+        made = []
+        for number, (cost, part) in enumerate(zip(costs, parts, strict=True)):
             run = simulate(setting_of(engine, cost, PARTS * seed + number), part)
             middles, counts = run.gaps
-            gaps = np.repeat(middles, counts) / 1e9
-            parts.append(Part(run.ttft, gaps, int(part.answer_lens.sum()), run.seconds))
-        found.append(figures(parts))
+            made.append(
+                Part(run.ttft, np.repeat(middles, counts) / 1e9, int(part.answer_lens.sum()), run.seconds)
+            )
+        found.append(figures(made))
     return {name: statistics.fmean(each[name] for each in found) for name in found[0]}
-
-
-_used = 0
-
-
-def fresh(**made: Any) -> Requests:
-    """Made-up requests whose prompts no run before has seen: the prefix cache outlives a run."""
-    global _used
-    requests = synthetic(**made)
-    count = len(requests)
-    ids = _used + np.arange(count, dtype=np.int64)
-    _used += count
-    return replace(requests, hash_ids=ids, hash_indptr=np.arange(count + 1), hash_block=1 << 16)
-
-
-def parts_of(requests: Requests) -> Iterator[Requests]:
-    """PARTS in turn, each from its own time 0 on."""
-    for some in np.array_split(np.arange(len(requests)), PARTS):
-        first, end = int(some[0]), int(some[-1]) + 1
-        yield replace(
-            requests,
-            **{
-                name: getattr(requests, name)[first:end]
-                for name in ("prompt_lens", "answer_lens", "max_tokens", "hash_ids")
-            },
-            times=requests.times[first:end] - requests.times[first],
-            hash_indptr=np.arange(end - first + 1),
-        )
 
 
 def setting_of(engine: Engine, cost: Any, seed: int) -> Setting:
     c = engine.loop.config
     names = ("num_blocks", "block_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len")
-    scheduler = {name: getattr(c, name) for name in names}
-    return Setting(cost, scheduler, overlap=c.overlap_depth > 0, seed=seed)
+    return Setting(cost, {name: getattr(c, name) for name in names}, overlap=c.overlap_depth > 0, seed=seed)
 
 
-def rescaled(cost: Any, factor: float) -> Any:
-    """The same model of a machine that takes `factor` times as long."""
-    keep = {"noise", "noise_of_size", "window", "windowed_share"}
-    coefficients = cost_dict(cost)
-    launch = [[ns * factor for ns in size] for size in coefficients.pop("launch_of_size")]
-    scaled = {name: v if name in keep else v * factor for name, v in coefficients.items()}
-    return type(cost)(**scaled, launch_of_size=launch)
+def mean_probe(run: list[RecordedPart]) -> Speed:
+    chunks, decodes = zip(*(part.probe for part in run), strict=True)
+    return statistics.fmean(chunks), statistics.fmean(decodes)
+
+
+def speed_of(part: RecordedPart, reference: Speed) -> Speed:
+    chunks, decodes = part.probe
+    return chunks / reference[0], decodes / reference[1]
+
+
+def rescaled(cost: Any, speed: Speed) -> Any:
+    """The same model of a machine that takes so many times as long."""
+    chunks, decodes = speed
+    names = (
+        "step",
+        "from_idle",
+        "row",
+        "chunk_row",
+        "sampled",
+        "weights",
+        "token",
+        "chunk_token",
+        "decode_kv",
+        "chunk_kv",
+        "score",
+    )
+    scaled = cost_dict(cost)
+    for name in names:
+        scaled[name] *= chunks
+    for name in ("decodes_step", "decodes_row", "decodes_kv", "host_before", "host_after"):
+        scaled[name] *= decodes
+    scaled["launch_of_size"] = [[ns * decodes for ns in size] for size in scaled["launch_of_size"]]
+    return type(cost)(**scaled)
+
+
+def fitted(run: list[RecordedPart]) -> Fit:
+    """To a run, as if its machine had kept the mean speed of its probes all along."""
+    reference = mean_probe(run)
+    speeds = [speed_of(part, reference) for part in run]
+    slowness = [
+        s[0 if step.has_chunk else 1]
+        for part, s in zip(run, speeds, strict=True)
+        for step in part.trace.steps
+    ]
+    return fit([step for part in run for step in part.trace.steps], slowness=slowness)
 
 
 def capacity(engine: Engine, cost: Any, requests: Requests) -> float:
@@ -269,61 +154,92 @@ def capacity(engine: Engine, cost: Any, requests: Requests) -> float:
 
 def run_pair(engine: Engine, device: str, number: int, seconds: float, out: Path) -> None:
     (load_a, prompts_a, answers_a), (load_b, prompts_b, answers_b) = ON[device]["pairs"][number]
-    made_a = {"prompt_len": prompts_a, "output_len": answers_a, "seed": 10 * number + 1}
-    made_b = {"prompt_len": prompts_b, "output_len": answers_b, "seed": 10 * number + 2}
+    lens_a = {"prompt_len": prompts_a, "output_len": answers_a, "seed": 10 * number + 1}
+    lens_b = {"prompt_len": prompts_b, "output_len": answers_b, "seed": 10 * number + 2}
 
-    def at(load: float, cost: Any, made: dict[str, Any]) -> dict[str, Any]:
-        rate = load * capacity(engine, cost, synthetic(num_reqs=500, **made))
-        return {"num_reqs": max(1000, int(rate * seconds)), "rate": rate, **made}
+    def at(load: float, cost: Any, lens: dict[str, Any]) -> dict[str, Any]:
+        rate = load * capacity(engine, cost, synthetic(num_reqs=500, **lens))
+        return {"num_reqs": max(1000, int(rate * seconds)), "rate": rate, **lens}
 
     # How fast is it at all? A burst says; it also warms everything up.
-    engine.feed(fresh(num_reqs=64, **{**made_a, "seed": 998}))
-    rough = fit(engine.record(fresh(num_reqs=300, **{**made_a, "seed": 999})).steps).cost
-    run_a = Recorded.make(engine, fresh(**(made_a := at(load_a, rough, made_a))))
-    fitted = fit(run_a.steps)
+    engine.record(fresh(synthetic(num_reqs=64, **{**lens_a, "seed": 998})))
+    rough = fitted([engine.record(fresh(synthetic(num_reqs=300, **{**lens_a, "seed": 999})))]).cost
+    made_a = at(load_a, rough, lens_a)
+    run_a = engine.run(fresh(synthetic(**made_a)))
+    found, reference = fitted(run_a), mean_probe(run_a)
     # As fast as it was last: what the rate of B goes by, and what is written for.
-    speed = run_a.probes[-1] / run_a.probe
-    made_b = at(load_b, rescaled(fitted.cost, speed), made_b)
-    b = fresh(**made_b)
-    speeds = {s: rescaled(fitted.cost, speed * s) for s in SPEEDS}
+    last = speed_of(run_a[-1], reference)
+    made_b = at(load_b, rescaled(found.cost, last), lens_b)
+    b = fresh(synthetic(**made_b))
+    parts = list(parts_of(b))
     record: dict[str, Any] = {
         "pair": number,
         "device": _device(device),
         "model": Path(ON[device]["engine"]["model"]).name,
-        "a": {"load": load_a, **made_a, "probes": run_a.probes, "measured": run_a.figures()},
+        "a": {"load": load_a, **made_a, **_written(run_a, reference)},
         "b": {"load": load_b, **made_b},
-        "fit": {"num_steps": fitted.num_steps, "mean_error": fitted.mean_error, "cost_model": cost_dict(fitted.cost)},
-        "predicted_at_speed": {s: predicted(engine, cost, list(parts_of(b))) for s, cost in speeds.items()},
+        "fit": {
+            "num_steps": found.num_steps,
+            "mean_error": found.mean_error,
+            "cost_model": cost_dict(found.cost),
+        },
+        "predicted_at_speed": {
+            s: predicted(engine, [rescaled(found.cost, (last[0] * s, last[1] * s))] * PARTS, parts, 3)
+            for s in SPEEDS
+        },
         "predicted_at": time.strftime("%Y-%m-%d %H:%M:%S"),
-    }  # fmt: skip
+    }
     path = out / f"pair{number}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")  # the prediction stands before the run begins
 
-    run_b = Recorded.make(engine, b)
-    record["b"]["probes"] = run_b.probes
-    record["b"]["speed"] = run_b.probe / run_a.probe
-    record["b"]["load"] = load_b * record["b"]["speed"] / speed
-    record["b"]["predicted"] = predicted(engine, rescaled(fitted.cost, record["b"]["speed"]), run_b.requests)
-    record["b"]["measured"] = run_b.figures()
+    run_b = engine.run(b)
+    costs = [rescaled(found.cost, speed_of(part, reference)) for part in run_b]
+    mean_speed = [m / r for m, r in zip(mean_probe(run_b), reference, strict=True)]
+    record["b"] |= {
+        **_written(run_b, reference),
+        "speed": mean_speed,
+        "load": load_b * mean_speed[0] / last[0],
+    }
+    record["b"]["predicted"] = predicted(engine, costs, parts)
+    # What of the error is the model's own, and what the change from A to B.
+    own, own_reference = fitted(run_b), mean_probe(run_b)
+    own_costs = [rescaled(own.cost, speed_of(part, own_reference)) for part in run_b]
+    record["b"]["by_its_own_fit"] = predicted(engine, own_costs, parts)
+    own_costs = [rescaled(found.cost, speed_of(part, reference)) for part in run_a]
+    record["a"]["by_its_own_fit"] = predicted(engine, own_costs, [part.requests for part in run_a])
     for name, run in (("a", run_a), ("b", run_b)):
-        record[name]["steps"] = len(run.steps)
+        record[name]["steps"] = sum(len(part.trace.steps) for part in run)
         record[name]["differs"] = first_difference(run)
-        for part, trace in enumerate(run.traces):
-            trace.save(out / f"pair{number}{name}{part}.jsonl.gz")
+        for place, part in enumerate(run):
+            part.trace.save(out / f"pair{number}{name}{place}.jsonl.gz")
     path.write_text(json.dumps(record, indent=1) + "\n")
     for name in FIGURES:
         p, m = record["b"]["predicted"][name], record["b"]["measured"][name]
-        print(f"pair {number} {name}: predicted {p:.5g}, measured {m:.5g}, {100 * (p / m - 1):+.1f}%")
+        errors = [record[x]["by_its_own_fit"][name] / record[x]["measured"][name] - 1 for x in "ab"]
+        print(
+            f"pair {number} {name}: predicted {p:.5g}, measured {m:.5g}, {100 * (p / m - 1):+.1f}%; "
+            f"A and B by their own fits {100 * errors[0]:+.1f}%, {100 * errors[1]:+.1f}%"
+        )
     print(
-        f"  speed {record['b']['speed']:.3f}, load {record['b']['load']:.2f}; batches differ at {record['a']['differs']}, "
-        f"{record['b']['differs']}", flush=True,
+        f"  speed {mean_speed[0]:.3f}, {mean_speed[1]:.3f}; load {record['b']['load']:.2f}; batches differ at "
+        f"{record['a']['differs']}, {record['b']['differs']}", flush=True,
     )  # fmt: skip
 
 
-def first_difference(run: Recorded) -> str | None:
+def _written(run: list[RecordedPart], reference: Speed) -> dict[str, Any]:
+    return {
+        "measured": figures([part.measured() for part in run]),
+        "probes": sum(len(part.probes) for part in run),
+        "probe_ms": [ns / 1e6 for ns in mean_probe(run)],
+        "speeds": [[round(s, 4) for s in speed_of(part, reference)] for part in run],
+        "starts": [part.start for part in run],
+    }
+
+
+def first_difference(run: list[RecordedPart]) -> str | None:
     """Where the batches of a repetition in virtual time differ from the recorded ones."""
-    for number, (trace, requests) in enumerate(zip(run.traces, run.requests, strict=True)):
-        if (place := replay(trace, requests).first_difference) is not None:
+    for number, part in enumerate(run):
+        if (place := replay(part.trace, part.requests).first_difference) is not None:
             return f"step {place} of part {number}"
     return None
 
@@ -381,7 +297,9 @@ def _table(
             for x in "ab"
         )
         loads = f"{r['a']['load']}, {r['b']['load']:.2f}"
-        lines.append(f"| {r['pair']} | {loads} | {' | '.join(cells)} | {r['b']['speed']:.3f} | {same} |")
+        lines.append(
+            f"| {r['pair']} | {loads} | {' | '.join(cells)} | {r['b']['speed'][0]:.3f}, {r['b']['speed'][1]:.3f} | {same} |"
+        )
     cells = [f"**{100 * medians[name]:.1f}%** (limit {100 * LIMITS[name]:.0f}%)" for name in FIGURES]
     return [*lines, f"| median of \\|error\\| | | {' | '.join(cells)} | | |", ""]
 
@@ -419,7 +337,8 @@ def main() -> None:
         return
     out = args.out or Path("build/fidelity") / args.device
     out.mkdir(parents=True, exist_ok=True)
-    engine = Engine(args.device)
+    on = ON[args.device]
+    engine = Engine(args.device, on["engine"], on["probe"], on["probes_between"])
     for number in args.pair:
         run_pair(engine, args.device, number, args.seconds, out)
 

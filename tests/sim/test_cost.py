@@ -61,9 +61,9 @@ def test_a_device_of_ones_own(tmp_path: Path) -> None:
         Device.find("h300")
 
 
-def recorded(cost: CostModel, rate: float, seed: int) -> Trace:
+def recorded(cost: CostModel, rate: float, seed: int, answers: str = "uniform:1:60") -> Trace:
     requests = synthetic(
-        num_reqs=600, rate=rate, prompt_len="loguniform:8:300", output_len="uniform:1:60", seed=seed
+        num_reqs=600, rate=rate, prompt_len="loguniform:8:300", output_len=answers, seed=seed
     )
     engine = {"num_blocks": 513, "max_num_seqs": 32, "max_num_batched_tokens": 256, "max_model_len": 1024}
     simulation = prepare(Setting(cost, engine, seed=seed), requests, record=True)
@@ -127,6 +127,39 @@ def test_a_fit_keeps_what_the_formula_misses() -> None:
     }
     work = {**chunk, "chunk_kv": 60.0, "scores": 1830.0}
     assert found.device_ns(**work) == pytest.approx(true.device_ns(**work), rel=0.05)  # type: ignore[arg-type]
+
+
+def test_decodes_of_a_size_that_was_hardly_seen() -> None:
+    """They follow from the smaller ones: a step's own time, a row's and a KV position's are told apart, although a size of its own
+    explains each step as well."""
+    true = CostModel(
+        step=1e6,
+        token=1e5,
+        score=30.0,
+        decodes_step=1.3e6,
+        decodes_row=1.2e5,
+        decodes_kv=400.0,
+        noise=[0.6, 0.8, 0.9, 1.0, 1.1, 1.6],
+    )
+    trace = recorded(true, 20.0, 6, "uniform:1:12")
+    assert max(len(step.rows) for step in trace.steps) < 8, "sizes that were seen often say nothing here"
+    found = fit(trace.steps).cost
+    for rows in (2, 12, 24):
+        work = {"rows": rows, "tokens": rows, "sampled": rows, "decode_kv": 200.0 * rows}
+        assert found.device_ns(**work) == pytest.approx(true.device_ns(**work), rel=0.06)  # type: ignore[arg-type]
+
+
+def test_a_fit_takes_out_how_slow_the_machine_was() -> None:
+    """A run whose second half ran on half the machine, told so, gives the model of the whole machine."""
+    true = CostModel(step=2e6, token=3e4, decodes_step=1.3e6, decodes_row=1.2e5, decodes_kv=400.0)
+    slow = CostModel(**{name: 2 * v if isinstance(v, float) else v for name, v in cost_dict(true).items()})
+    steps = [*recorded(true, 20.0, 6).steps, *recorded(slow, 20.0, 7).steps]
+    half = len(recorded(true, 20.0, 6).steps)
+    found = fit(steps, slowness=[1.0] * half + [2.0] * (len(steps) - half)).cost
+    work = {"rows": 4, "tokens": 4, "sampled": 4, "decode_kv": 500.0}
+    assert found.device_ns(**work) == pytest.approx(true.device_ns(**work), rel=0.02)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="1 speeds for 2 steps"):
+        fit(steps[:2], slowness=[1.0])
 
 
 def test_a_launch_that_holds_the_host_up_is_no_device_time() -> None:

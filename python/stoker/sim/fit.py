@@ -83,9 +83,14 @@ def work_of(step: RecordedStep) -> tuple[float, ...]:
     )  # fmt: skip
 
 
-def fit(steps: Sequence[RecordedStep], *, noise: bool = True) -> Fit:
-    """To the steps of a run, or of several one after the other. Raises ValueError for too few to say anything."""
-    lasted = [(step, ns) for step, ns in zip(steps, device_times(steps), strict=True) if step.rows and ns > 0]
+def fit(steps: Sequence[RecordedStep], *, noise: bool = True, slowness: Sequence[float] | None = None) -> Fit:
+    """To the steps of a run, or of several one after the other. `slowness`: how many times as long as it should the machine took when
+    each was made, where that is known. Raises ValueError for too few steps to say anything."""
+    slowness = [1.0] * len(steps) if slowness is None else slowness
+    if len(slowness) != len(steps):
+        raise ValueError(f"{len(slowness)} speeds for {len(steps)} steps: one is needed for each")
+    times = [ns / slow for ns, slow in zip(device_times(steps), slowness, strict=True)]
+    lasted = [(step, ns) for step, ns in zip(steps, times, strict=True) if step.rows and ns > 0]
     if len(lasted) < _LEAST_STEPS:
         raise ValueError(f"the trace holds {len(lasted)} steps; at least {_LEAST_STEPS} are needed for a fit")
     held = [step for step, _ in lasted]
@@ -118,7 +123,7 @@ def _general(work: Floats, took: Floats, calm: Mask, held: Mask) -> tuple[dict[s
     """The formula of all steps, or of those with chunks; coefficients, and the time of all steps scaled to the mean of `held`."""
     best: tuple[float, Floats, int] | None = None
     for knee in _KNEES:
-        found, error = _least_squares(_features(work, knee)[calm], took[calm], None)
+        found, error = _least_squares(_features(work, knee)[calm], took[calm], took[calm])
         if best is None or error < best[0] * 0.995:  # a knee has to earn its place
             best = (error, found, knee)
     assert best is not None
@@ -131,27 +136,31 @@ def _general(work: Floats, took: Floats, calm: Mask, held: Mask) -> tuple[dict[s
 
 
 def _decodes(work: Floats, took: Floats, calm: Mask, held: Mask) -> tuple[dict[str, float], Floats]:
-    """The formula of steps without chunks, and the time of `held`. What it misses of a size is that size's own: else the borders of
-    graphs and kernels would bend the coefficients for all."""
-    features = np.stack([np.ones(len(work)), work[:, 0], work[:, 5]], axis=1)
-    found, _ = _least_squares(features[calm], took[calm], _Sizes(work[calm]))
-    modelled = features[held] @ found
+    """The formula of steps without chunks, and the time of `held`. What a KV position costs is told by steps of one size alone: else the
+    borders of graphs and kernels would bend it. The rest goes straight through all sizes, for those never seen."""
+    rows, kv = work[:, 0], work[:, 5]
+    sizes = _Sizes(work[calm])
+    expected = sizes.each(took[calm], np.mean)
+    within = np.stack([sizes.centred(values[calm]) / expected for values in (kv, rows)], axis=1)
+    read = kv * _not_negative(within, sizes.centred(took[calm]) / expected)[0]
+    features = np.stack([np.ones(len(work)), rows], axis=1)
+    found, _ = _least_squares(features[calm], np.maximum(took - read, 0.0)[calm], took[calm])
+    modelled = (features @ found + read)[held]
     scale = took[held].sum() / modelled.sum()
+    cost_of_kv = read.sum() / max(kv.sum(), 1.0)
+    values = (found[0], found[1], cost_of_kv)
     names = ("decodes_step", "decodes_row", "decodes_kv")
-    return {n: float(v) * scale for n, v in zip(names, found, strict=True)}, modelled * scale
+    return {n: float(v) * scale for n, v in zip(names, values, strict=True)}, modelled * scale
 
 
-def _least_squares(features: Floats, took: Floats, sizes: _Sizes | None) -> tuple[Floats, float]:
-    """Coefficients and their mean relative error. Errors count relative to what is expected: else short steps would count for too
-    little. With `sizes` only what differs within a size counts, and how sizes differ in what the formula can follow."""
-    expected, ratios = took, np.ones(len(took))
+def _least_squares(features: Floats, target: Floats, took: Floats) -> tuple[Floats, float]:
+    """Coefficients of `target` and their mean error. Errors count relative to what is expected: else short steps would count for too
+    little; `took` is what a step took in all."""
+    expected = took
     for _ in range(_ROUNDS):
-        found = _not_negative(features * (ratios / expected)[:, None], took / expected)
-        modelled = features @ found
-        if sizes is not None:
-            ratios = sizes.each(took / modelled, np.mean)
-        expected = modelled * ratios
-    return found, float(np.abs(took / expected - 1).mean())
+        found = _not_negative(features / expected[:, None], target / expected)
+        expected = features @ found + (took - target)
+    return found, float(np.abs((took - expected) / expected).mean())
 
 
 def device_times(steps: Sequence[RecordedStep]) -> list[int]:
@@ -209,6 +218,12 @@ class _Sizes:
         out = np.full(len(values), float(of(values)))
         for size, among in self._among.items():
             out[self._size == size] = float(of(values[among]))
+        return out
+
+    def centred(self, values: Floats) -> Floats:
+        """Less the mean of a step's class; 0 where it has none."""
+        out = values - self.each(values, np.mean)
+        out[~np.isin(self._size, list(self._among))] = 0.0
         return out
 
     def spreads(self, values: Floats) -> list[list[float]]:

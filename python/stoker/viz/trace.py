@@ -64,6 +64,10 @@ class Step:
         return int(self.stats["began"]) + int(self.stats["receive_ns"]) + int(self.stats["schedule_ns"])
 
     @property
+    def has_chunk(self) -> bool:
+        return any(row.num_tokens > 1 for row in self.rows)
+
+    @property
     def host_ns(self) -> int:
         """Receive, schedule, launch and commit; without waiting for the device."""
         return sum(int(self.stats[f"{stage}_ns"]) for stage in ("receive", "schedule", "launch", "commit"))
