@@ -190,3 +190,17 @@ def test_request_ids_are_echoed_and_metrics_count(http: httpx.Client) -> None:
     counted = re.search(r"^stoker_prompt_tokens_total (\S+)", text, re.MULTILINE)
     assert counted is not None
     assert float(counted[1]) >= 1
+
+
+def test_long_prompts_beside_short_ones(http: httpx.Client) -> None:
+    """Those that are encoded beside the event loop, with short ones and token ids between: the same tokens, in their order."""
+    prompts = ["a short one", "the house " * 220, [5, 6, 7], "and the last"]
+    body = http.post("/v1/completions", json={"prompt": prompts[:2] + prompts[3:], "max_tokens": 1}).json()
+    encoded = [TOKENIZER.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+    assert body["usage"]["prompt_tokens"] == sum(len(ids) for place, ids in enumerate(encoded) if place != 2)
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        one = http.post("/v1/completions", json={"prompt": prompt, "max_tokens": 3}).json()
+        assert one["choices"][0]["text"] == expected_text(ids, 3)
+    many = [token for token in encoded[1] * 8 if token]
+    assert len(many) > 2048
+    assert http.post("/detokenize", json={"tokens": many}).json()["prompt"] == TOKENIZER.decode(many)

@@ -163,7 +163,10 @@ class Grammars:
     def when_done(self, number: int, tell: Done) -> None:
         """Calls `tell` when the grammar is compiled or refused: now, or later on the compiler's thread."""
         with self._lock:
-            compiled = self._uses[number].compiled
+            use = self._uses.get(number)
+            if use is None:
+                return  # its request has ended meanwhile
+            compiled = use.compiled
             if compiled is not None and not compiled.done:
                 compiled.waiting.append(tell)
                 return

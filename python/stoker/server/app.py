@@ -42,7 +42,10 @@ POST: dict[str, Endpoint] = {
     "/tokenize": tokenize,
     "/detokenize": detokenize,
 }
-DELETE: dict[str, Endpoint] = {"/v1/responses/{rid}": stored_response}
+DELETE: dict[str, Endpoint] = {
+    "/v1/responses/{rid}": stored_response,
+    "/v1/requests/{rid:path}": live.end_request,
+}
 GET: dict[str, Endpoint] = {
     "/v1/responses/{rid}": stored_response,
     "/v1/models": live.models,

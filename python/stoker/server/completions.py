@@ -103,15 +103,9 @@ async def encoded_prompts(
         raise bad_request(
             f"{len(texts)} prompts: at most {state.settings.limits.max_prompts} are allowed", name
         )
-    return [
-        truncated(
-            await state.encode(one, add_special_tokens=add_special_tokens)
-            if isinstance(one, str)
-            else list(one),
-            keep,
-        )
-        for one in texts
-    ]
+    words = [one for one in texts if isinstance(one, str)]
+    encoded = iter(await state.encode_all(words, add_special_tokens=add_special_tokens))
+    return [truncated(next(encoded) if isinstance(one, str) else list(one), keep) for one in texts]
 
 
 class _Completion:

@@ -209,6 +209,10 @@ class EngineClient:
         """Ends a request or one of its answers; its stream still gets the last news."""
         self._send(m.Abort(self.worker, rid, index))
 
+    def abort_any(self, rid: str) -> None:
+        """Ends a request, also of another worker: its client is told that it was aborted."""
+        self._send(m.Abort(None, rid))
+
     def forget(self, stream: Stream) -> None:
         """Drops a stream; aborts its request if it still runs."""
         if self._streams.get(stream.rid) is stream:

@@ -59,13 +59,25 @@ async def requests(request: Request, state: ServerState) -> Response:
 
 async def one_request(request: Request, state: ServerState) -> Response:
     """GET /v1/requests/{id}: how one request stands; all its answers where n > 1."""
+    rid, looks = await _open_request(request, state)
+    return json_response({"id": rid, "object": "request", "answers": [_shown(look) for look in looks]})
+
+
+async def end_request(request: Request, state: ServerState) -> Response:
+    """DELETE /v1/requests/{id}: ends a request, whoever asked for it; its answers end with "abort"."""
+    rid, _ = await _open_request(request, state)
+    state.client.abort_any(rid)
+    return json_response({"id": rid, "object": "request", "deleted": True})
+
+
+async def _open_request(request: Request, state: ServerState) -> tuple[str, list[m.Look]]:
     rid = request.path_params["rid"]
     answer = await _looks(state, rid=rid)
     if not answer.looks:
         raise ApiError(
             404, f"no request {rid!r} is open; it has ended, or never was", code="request_not_found"
         )
-    return json_response({"id": rid, "object": "request", "answers": [_shown(look) for look in answer.looks]})
+    return rid, answer.looks
 
 
 async def _looks(state: ServerState, **question: Any) -> m.Looks:

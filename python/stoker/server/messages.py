@@ -47,9 +47,9 @@ class Submit(msgspec.Struct, array_like=True, tag="submit"):
 
 
 class Abort(msgspec.Struct, array_like=True, tag="abort"):
-    """End a request of this worker, or one of its answers (`index`), in whatever state it is."""
+    """End a request of this worker (None: whoever's it is), or one of its answers (`index`), in whatever state it is."""
 
-    worker: int
+    worker: int | None
     rid: str
     index: int | None = None
 

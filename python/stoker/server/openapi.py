@@ -266,8 +266,9 @@ def document() -> Schema:
             paths[path] = {"get": _operation(path, "", answer, codes)}
             if path in _QUERIES:
                 paths[path]["get"]["parameters"] = _QUERIES[path]
-    delete = _operation("/v1/responses/{rid}", "", _DELETED, ("400", "404", "503"))
-    paths["/v1/responses/{rid}"]["delete"] = {**delete, "parameters": [_RID]}
+    for path in ("/v1/responses/{rid}", "/v1/requests/{rid}"):
+        delete = _operation(path, "", _DELETED, ("400", "404", "503"))
+        paths[path]["delete"] = {**delete, "parameters": [_RID]}
     for path, kind in (("/metrics", "text/plain"), ("/", "text/html")):
         found = {"description": "OK", "content": {kind: {"schema": _TEXT}}}
         paths[path] = {"get": {"responses": {"200": found, **_errors(path, ("400",))}}}

@@ -29,7 +29,7 @@ from stoker.text import ChatTemplate, Tokenizer
 log = logging.getLogger("stoker.server")
 
 REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
-_LONG_PROMPT = 16_384  # characters from which encoding leaves the event loop
+_LONG = 2048  # characters, or tokens, from which encoding and decoding leave the event loop: about 2 ms
 
 
 class ServerState:
@@ -129,20 +129,34 @@ class ServerState:
         return given
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a prompt; a long one is encoded beside the event loop."""
+        """Token ids of a prompt."""
+        return (await self.encode_all([text], add_special_tokens=add_special_tokens))[0]
+
+    async def encode_all(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+        """Token ids of a request's prompts; where they are long together, beside the event loop. 400 for what is no text,
+        and for one that cannot fit the model, before it costs anything."""
         tokenizer = self.tokenizer
         try:
-            if len(text) <= _LONG_PROMPT:
-                return tokenizer.encode(text, add_special_tokens=add_special_tokens)
+            if sum(map(len, texts)) <= _LONG:
+                return tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
             most = self.max_model_len * tokenizer.longest_token
-            if len(text) > most:
+            longest = max(map(len, texts))
+            if longest > most:
                 raise bad_request(
-                    f"the prompt has {len(text)} characters; {self.max_model_len} tokens hold at most {most}",
+                    f"the prompt has {longest} characters; {self.max_model_len} tokens hold at most {most}",
                     "prompt",
                 )
-            return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)
+            return await asyncio.to_thread(
+                tokenizer.encode_batch, texts, add_special_tokens=add_special_tokens
+            )
         except ValueError as error:
             raise bad_request(f"the prompt is no text: {error}", "prompt") from None
+
+    async def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of any number of tokens."""
+        if len(token_ids) <= _LONG:
+            return self.tokenizer.decode(token_ids, skip_special_tokens=False)
+        return await asyncio.to_thread(self.tokenizer.decode, token_ids, skip_special_tokens=False)
 
     def submit(
         self,

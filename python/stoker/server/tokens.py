@@ -47,4 +47,4 @@ async def detokenize(request: Request, state: ServerState) -> Response:
     wrong = next((token for token in body.tokens if not 0 <= token < vocab), None)
     if wrong is not None:
         raise bad_request(f"token id {wrong} is outside the vocabulary of {vocab}", "tokens")
-    return json_response({"prompt": state.tokenizer.decode(body.tokens, skip_special_tokens=False)})
+    return json_response({"prompt": await state.decode(body.tokens)})

@@ -124,7 +124,8 @@ class Tokenizer:
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of `token_ids`; what is no UTF-8 shows as U+FFFD. Ids outside the vocabulary have no text."""
-        return self.backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        # As a batch the library decodes without the GIL.
+        return self.backend.decode_batch([list(token_ids)], skip_special_tokens=skip_special_tokens)[0]
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token of a byte-level tokenizer stands for; b"" for an id that is no token."""
