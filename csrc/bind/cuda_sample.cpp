@@ -44,6 +44,8 @@ void sample(py::handle out_tokens, py::handle logits, py::handle records, py::ha
   const TensorMatcher match(op, values.device());
   Dim rows{"N"}, vocab{"V"}, num_seats{"seats"}, width{"bias"}, best{"K"};
   match(values, "logits", {rows, vocab}, free_strides(0)).dtype_in(kModelTypes);
+  match.require(vocab.value <= cuda::kMaxSampledVocab, "logits",
+                "must have at most 1,048,575 columns, whose probabilities are summed exactly");
   match(out, "out_tokens", {rows}).dtype(DType::int32);
   match(seats, "seats.records", {num_seats, int64_t(sizeof(SeatChange) / 4)}).dtype(DType::int32);
   match(bias, "seats.bias_ids", {num_seats, width}, free_strides(0)).dtype(DType::int32);

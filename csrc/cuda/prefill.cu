@@ -35,15 +35,21 @@ size_t total_bytes(int32_t head_dim) {
 
 __global__ void probe() {}
 
-// And compiled for it: PTX for sm_80 runs on Hopper too.
+// And compiled for it: PTX for sm_80 runs on Hopper too. Asked for once a thread and device.
 bool is_hopper() {
+  static thread_local int known_device = -1;
+  static thread_local bool known = false;
   int device = 0, major = 0, minor = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return false;
+  if (device == known_device) return known;
   bool compiled = false;
-  return cudaGetDevice(&device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess &&
-         major == 9 && minor == 0 && compiled_for_clusters(probe, &compiled) == cudaSuccess &&
-         compiled;
+  known =
+      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess &&
+      major == 9 && minor == 0 && compiled_for_clusters(probe, &compiled) == cudaSuccess &&
+      compiled;
+  known_device = device;
+  return known;
 }
 
 bool fits_mma(const PrefillParams& p) {

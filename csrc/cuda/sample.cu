@@ -11,6 +11,8 @@ namespace {
 
 using namespace sampling;
 
+constexpr float kGreedyBelow = 1e-5f;  // of temperatures; as vLLM
+
 // Which of `count` consecutive parts holds the place at which the running weight, `before` ahead of
 // the first, exceeds `target`; `before` becomes the weight ahead of that part. The last with any
 // weight if none does, -1 if there is no weight.
@@ -142,7 +144,7 @@ __global__ void __launch_bounds__(kThreads)
   int token;
   if (found.at[2] != 0 || best_key == 0) {
     token = -1;
-  } else if (record.temperature == 0.0f || value_of(best_key) == kInfinity) {
+  } else if (record.temperature < kGreedyBelow || value_of(best_key) == kInfinity) {
     token = token_of(best_key);
   } else {
     const Tempered<Adjusted<T, kVectors>> read{adjusted, record.temperature, p.vocab};
@@ -173,9 +175,9 @@ __global__ void __launch_bounds__(kThreads)
   if (blocks > 1) ptx::cluster_sync();  // nobody leaves while its shared memory is read
 }
 
-// Blocks of a row: enough for half the device, as far as clusters go.
+// Blocks of a row: enough for half the device, as far as clusters go; two pay up to 64 rows.
 int blocks_of_row(int64_t rows) {
-  return rows <= 4 ? 16 : rows <= 8 ? 8 : rows <= 16 ? 4 : rows <= 32 ? 2 : 1;
+  return rows <= 4 ? 16 : rows <= 8 ? 8 : rows <= 16 ? 4 : rows <= 64 ? 2 : 1;
 }
 
 template <typename T>

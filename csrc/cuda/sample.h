@@ -27,6 +27,9 @@ static_assert(sizeof(SeatRecord) == 80);
 // output.
 inline constexpr int32_t kPromptBit = 1 << 30;
 
+// Sums of a vocabulary's probabilities, in fixed point of 44 bits, fit in 64.
+inline constexpr int64_t kMaxSampledVocab = (1 << 20) - 1;
+
 struct SampleParams {
   int32_t* out_tokens;
   const void* logits;

@@ -368,21 +368,28 @@ __device__ void write_logprobs(const SampleParams& p, const Raw<T, kVectors>& ra
     p.sampled_logprob[row] = mine - log_sum;
     p.rank[row] = rank;
   }
-  if (count == 0) return;
-  const Border border = find_border<false>(raw, best, Border{}, uint64_t(count), group);
-  if (threadIdx.x == 0) s.num_candidates = 0;
-  __syncthreads();
-  raw.each([&](float x, int t) {
-    if (!border.keeps(x, t)) return;
-    const int at = atomicAdd(&s.num_candidates, 1);
-    if (at < kMaxCandidates) s.candidates[at] = key_of(x, t);
-  });
-  const int found = min(group.gather_candidates(), kMaxCandidates);
-  if (group.rank != 0) return;
-  rank_candidates(s, found);
-  for (int i = threadIdx.x; i < min(found, count); i += kThreads) {
-    p.top_ids[row * p.top_stride + i] = token_of(s.sorted[i]);
-    p.top_logprobs[row * p.top_stride + i] = value_of(s.sorted[i]) - log_sum;
+  // As many at a time as there is room to rank: those that this border keeps and the last did not.
+  Border before{kInfinity, -1};  // keeps nothing
+  for (int begin = 0; begin < count; begin += kMaxCandidates) {
+    const int end = min(count, begin + kMaxCandidates);
+    const Border border = find_border<false>(raw, best, Border{}, uint64_t(end), group);
+    if (threadIdx.x == 0) s.num_candidates = 0;
+    __syncthreads();
+    raw.each([&](float x, int t) {
+      if (!border.keeps(x, t) || before.keeps(x, t)) return;
+      const int at = atomicAdd(&s.num_candidates, 1);
+      if (at < kMaxCandidates) s.candidates[at] = key_of(x, t);
+    });
+    const int found = min(group.gather_candidates(), kMaxCandidates);
+    if (group.rank == 0) {
+      rank_candidates(s, found);
+      for (int i = threadIdx.x; i < min(found, end - begin); i += kThreads) {
+        const int64_t at = row * p.top_stride + begin + i;
+        p.top_ids[at] = token_of(s.sorted[i]);
+        p.top_logprobs[at] = value_of(s.sorted[i]) - log_sum;
+      }
+    }
+    before = border;
   }
 }
 

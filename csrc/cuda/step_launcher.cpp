@@ -48,7 +48,10 @@ cudaError_t StepLauncher::set_graph(StepGraph kind, int32_t bucket, cudaGraph_t 
       Calls().then([&] { return cudaGraphInstantiate(&made, graph, 0); }).then([&] {
         return cudaGraphUpload(made, stream_);
       });
-  if (status != cudaSuccess) return status;
+  if (status != cudaSuccess) {
+    if (made != nullptr) cudaGraphExecDestroy(made);
+    return status;
+  }
   cudaGraphExec_t& place = graphs_[static_cast<size_t>(kind)][bucket];
   if (place != nullptr) cudaGraphExecDestroy(place);
   place = made;

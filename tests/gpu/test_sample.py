@@ -41,7 +41,7 @@ def change(rng: random.Random, seat: int, vocab: int, **fields):
     return record
 
 
-def both(changes, data, logits, positions, seats_of_table, masks=None):
+def both(changes, data, logits, positions, seats_of_table, masks=None, best=5):
     """Applies the changes to a table on each side and samples; returns both sides' tokens after comparing logprobs."""
     rows, vocab = logits.shape
     results = []
@@ -49,7 +49,7 @@ def both(changes, data, logits, positions, seats_of_table, masks=None):
         table = ops.SeatTable(seats_of_table, vocab, device)
         table.apply(np.concatenate(changes), np.array(data, dtype=np.int32))
         tokens = int32([-7] * rows).to(device)
-        best = ops.LogprobBuffers.allocate(rows, 5, device)
+        buffers = ops.LogprobBuffers.allocate(rows, best, device)
         options = {name: tensor.to(device) for name, tensor in (masks or {}).items()}
         where = logits if device == DEVICE else logits.cpu()
         sample(
@@ -58,10 +58,10 @@ def both(changes, data, logits, positions, seats_of_table, masks=None):
             table,
             int32(range(1, rows + 1)).to(device),
             int32(positions).to(device),
-            logprobs=best,
+            logprobs=buffers,
             **options,
         )
-        results.append((tokens.cpu(), best))
+        results.append((tokens.cpu(), buffers))
     (got, got_best), (want, want_best) = results
     if torch.equal(got, want):
         for name in ("rank", "top_ids"):
@@ -168,16 +168,51 @@ def test_stream_is_the_references() -> None:
         ]
 
 
+def test_temperatures_next_to_none_are_greedy() -> None:
+    """Below 1e-5 the lowest id of the best is the answer, as everywhere: no draw among equals, and no logit that overflows
+    when it is divided.
+    """
+    vocab = 500
+    logits = torch.randn(4, vocab, generator=torch.Generator().manual_seed(5)).mul(30).to(DEVICE)
+    logits[:, 100:140] = 200.0
+    for temperature in (9e-6, 1e-38):
+        changes = [change(random.Random(seat), seat, vocab, temperature=temperature) for seat in range(1, 5)]
+        got, want = both(changes, [], logits, [7] * 4, 5)
+        assert got.tolist() == want.tolist() == [100] * 4
+
+
+def test_more_logprobs_than_are_ranked_at_a_time() -> None:
+    """The best 5,000 of 5,003, with ties: ranked 2,048 at a time."""
+    vocab = 5003
+    logits = (torch.randn(3, vocab, generator=torch.Generator().manual_seed(2)) * 3).to(DEVICE)
+    logits[1] = logits[1].round()
+    logits[2] = 0.0
+    changes = [change(random.Random(seat), seat, vocab, num_logprobs=5000) for seat in range(1, 4)]
+    got, want = both(changes, [], logits, [3] * 3, 4, best=5000)
+    assert torch.equal(got, want)
+
+
+def test_a_vocabulary_whose_sum_would_not_fit_is_refused() -> None:
+    """2^20 probabilities of 2^44 each do not fit 64 bits."""
+    table = ops.SeatTable(2, 1 << 20, DEVICE)
+    one = int32([1]).to(DEVICE)
+    with pytest.raises(ValueError, match=r"logits.*1,048,575"):
+        ops.sample(one.clone(), torch.zeros(1, 1 << 20, device=DEVICE), table, one, one)
+
+
 def test_a_row_does_not_depend_on_the_others() -> None:
-    """The same token alone and in a crowd (DESIGN 10.2 b)."""
-    rng, vocab = random.Random(9), 32000
-    changes = [change(rng, seat, vocab, temperature=0.9, top_k=40, top_p=0.8) for seat in range(1, 33)]
-    table = ops.SeatTable(33, vocab, DEVICE)
+    """The same token alone and in a crowd (DESIGN 10.2 b), whatever number of blocks share a row."""
+    rng, vocab, count = random.Random(9), 32000, 70
+    changes = [change(rng, s, vocab, temperature=0.9, top_k=40, top_p=0.8) for s in range(1, count + 1)]
+    table = ops.SeatTable(count + 1, vocab, DEVICE)
     table.apply(np.concatenate(changes), np.zeros(0, dtype=np.int32))
-    logits = torch.randn(32, vocab, device=DEVICE) * 3
-    seats, positions = int32(range(1, 33)).to(DEVICE), int32(range(32)).to(DEVICE)
-    together, alone = (torch.zeros(32, dtype=torch.int32, device=DEVICE) for _ in range(2))
+    logits = torch.randn(count, vocab, device=DEVICE) * 3
+    seats, positions = int32(range(1, count + 1)).to(DEVICE), int32(range(count)).to(DEVICE)
+    together, alone, some = (torch.zeros(count, dtype=torch.int32, device=DEVICE) for _ in range(3))
     ops.sample(together, logits, table, seats, positions)
-    for i in range(32):
+    for end in (64, 32, 16, 8):
+        ops.sample(some[:end], logits[:end], table, seats[:end], positions[:end])
+        assert torch.equal(some[:end], together[:end]), end
+    for i in range(count):
         ops.sample(alone[i : i + 1], logits[i : i + 1], table, seats[i : i + 1], positions[i : i + 1])
     assert torch.equal(together, alone)
