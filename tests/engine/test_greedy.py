@@ -10,25 +10,15 @@ from stoker.config import EngineConfig
 from stoker.engine.engine import Engine
 from stoker.sampling_params import SamplingParams
 from support import checkpoints
+from support.kv_shortage import short_of_kv
 
 AMPLE, SHORT = 2800, 120
 WAYS: dict[str, dict[str, Any]] = {
     "continuous": {"num_kv_blocks": AMPLE},
     "no_overlap": {"num_kv_blocks": AMPLE, "overlap": False, "enable_prefix_caching": False},
-    "short_of_kv": {"num_kv_blocks": SHORT, "admission": "greedy"},
-    "short_of_kv_no_cache": {
-        "num_kv_blocks": SHORT,
-        "admission": "greedy",
-        "enable_prefix_caching": False,
-        "overlap": False,
-    },
-    "swapped": {
-        "num_kv_blocks": SHORT,
-        "admission": "greedy",
-        "preemption": "swap",
-        "swap_space": 0.02,
-        "enable_prefix_caching": False,
-    },
+    "short_of_kv": short_of_kv(SHORT),
+    "short_of_kv_no_cache": short_of_kv(SHORT) | {"enable_prefix_caching": False, "overlap": False},
+    "swapped": short_of_kv(SHORT, swap=True) | {"enable_prefix_caching": False},
     "prefill_first": {"num_kv_blocks": AMPLE, "batching": "prefill_first"},
     "static": {"num_kv_blocks": AMPLE, "batching": "static", "overlap": False},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from stoker.engine.engine import Engine
 from stoker.layers import linear
 from stoker.sampling_params import SamplingParams
 from support import checkpoints
+from support.kv_shortage import short_of_kv
 
 pytestmark = pytest.mark.gpu
 
@@ -28,9 +30,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(
-    folder: Path, requests: list[tuple[list[int], SamplingParams]], **options: Any
+    folder: Path,
+    requests: list[tuple[list[int], SamplingParams]],
+    at_once: int | None = None,
+    **options: Any,
 ) -> tuple[Answers, int, int]:
-    """Tokens by (rid, answer), and how many preemptions and swaps there were."""
+    """Tokens by (rid, answer), and how many preemptions and swaps there were. at_once: decode rows of the largest step."""
     defaults: dict[str, Any] = {"device": "cuda", "max_num_seqs": 16, "max_model_len": 400}
     answers: Answers = {}
     with Engine(EngineConfig(str(folder), **(defaults | options))) as engine:
@@ -41,6 +46,8 @@ def run(
                 assert output.finish_reason in (None, "length", "stop"), output.message
                 answers.setdefault((output.rid, output.index), []).extend(output.new_token_ids)
         stats, swaps = engine.stats(), engine.loop.stats().num_swaps
+        largest = max(step["num_decode_rows"] for step in engine.loop.trace())
+    assert at_once in (None, largest)
     assert stats.num_running == stats.num_waiting == stats.num_swapped == 0
     assert stats.num_free_blocks + stats.num_cached_blocks == stats.num_blocks
     return answers, stats.num_preemptions, swaps
@@ -67,12 +74,7 @@ def own_products(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "few_rows", lambda *_: 1 << 30)
 
 
-TIGHT: dict[str, Any] = {
-    "num_kv_blocks": 50,
-    "admission": "greedy",
-    "preemption": "swap",
-    "swap_space": 0.02,
-}
+TIGHT = short_of_kv(50, swap=True)
 
 
 @pytest.mark.usefixtures("own_products")
@@ -88,6 +90,24 @@ def test_swapped_requests_keep_their_tokens(folder: Path, enforce_eager: bool, k
     assert none == 0
     assert swaps >= 8
     assert tight == ample
+
+
+@pytest.mark.usefixtures("own_products")
+@pytest.mark.parametrize("enforce_eager", [False, True])
+def test_a_step_with_more_changes_than_its_front_holds(folder: Path, enforce_eager: bool) -> None:
+    """280 rows of one length enter each new block in the same step: its 280 table changes no longer fit the front of the one
+    copy (252) and travel in a copy of their own. One that is lost, or comes late, is a row that reads another's KV.
+    """
+    draw = random.Random(3)
+    prompts = [[draw.randrange(3, 900) for _ in range(12)] for _ in range(280)]
+    requests = [
+        (prompt, SamplingParams(temperature=1.0, seed=i, max_tokens=40, ignore_eos=True))
+        for i, prompt in enumerate(prompts)
+    ]
+    options = EXACT | {"num_kv_blocks": AMPLE, "enforce_eager": enforce_eager}
+    crowd, _, _ = run(folder, requests, at_once=280, max_num_seqs=280, **options)
+    few, _, _ = run(folder, requests, max_num_seqs=40, **options)
+    assert crowd == few
 
 
 @pytest.mark.usefixtures("own_products")
