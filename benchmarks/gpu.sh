@@ -5,9 +5,9 @@
 #   test       tests/gpu
 #   ptx        the sm_80 path on a newer GPU: a build that has PTX for sm_80 only, under the kernels' tests
 #   sanitize   compute-sanitizer: memcheck over every kernel, racecheck where shared memory is shared
-#   step e2e overcommit          the engine: host and idle time of a step, workloads A to D, KV for half of the demand
+#   step parts e2e overcommit    the engine: host and idle time of a step, what its parts cost, workloads A to D, KV for half of the demand
 #   kernels    stoker bench kernels, and the same under pytest-benchmark
-#   wheel      a wheel built, installed apart and used
+#   wheel      a wheel built, installed in a new environment and used there
 #   ops linear decode prefill    kernels beside their floors and peers (python/stoker must hold a build)
 # Results go to OUT (build/gpu-results). One H100 or H200 and 16 cores: build a minute, the others half a minute to three each.
 set -o pipefail
@@ -27,7 +27,7 @@ compile() { # compile FOLDER ARCHITECTURES PREFIX
 
 section_build() { mkdir -p build && compile build/gpu "${ARCHITECTURES:-90a-real}" python; }
 
-section_test() { timeout 170 "$python" -m pytest -q -o addopts="" -p no:cacheprovider --tb=short tests/gpu; }
+section_test() { timeout 300 "$python" -m pytest -q -o addopts="" -p no:cacheprovider --tb=short tests/gpu; }
 
 # The driver compiles a module's PTX when it is first needed: the files run side by side.
 section_ptx() {
@@ -73,6 +73,7 @@ section_decode() {
 section_prefill() { timeout 120 "$python" benchmarks/gpu/prefill.py "$out/gpu_prefill.json" --pool-gb 8; }
 
 section_step() { timeout 60 "$python" benchmarks/gpu/step.py --out "$out/gpu_step.json"; }
+section_parts() { timeout 60 "$python" benchmarks/gpu/parts.py --out "$out/gpu_parts.json"; }
 section_overcommit() { timeout 130 "$python" benchmarks/gpu/overcommit.py --out "$out/gpu_overcommit.json"; }
 section_e2e() {
   for model in qwen3-0.6b llama-3.1-8b; do
@@ -86,8 +87,13 @@ section_kernels() {
 section_wheel() {
   STOKER_CUDA=ON CMAKE_BUILD_PARALLEL_LEVEL=$(nproc) CMAKE_ARGS="-DSTOKER_CUDA_ARCHITECTURES=${ARCHITECTURES:-90a-real}" \
     "$python" -m pip wheel -q --no-build-isolation --no-deps -w build/wheel . > "$out/wheel.log" 2>&1 || { tail -n 40 "$out/wheel.log"; return 1; }
-  rm -rf build/wheel-site && "$python" -m pip install -q --no-index --no-deps --target build/wheel-site build/wheel/stoker-*.whl &&
-    (cd build && PYTHONPATH=wheel-site "$python" ../tools/smoke.py)
+  # A new environment; torch and the rest come from the Python that is here, so that nothing is fetched.
+  local venv=build/wheel-venv
+  rm -rf $venv && "$python" -m venv --without-pip $venv &&
+    "$python" -m pip --python $venv/bin/python install -q --no-index --no-deps build/wheel/stoker-*.whl &&
+    "$python" -c 'import os, torch; print(os.path.dirname(os.path.dirname(torch.__file__)))' \
+      > "$($venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch_is_there.pth" &&
+    (cd build && env -u PYTHONPATH wheel-venv/bin/python ../tools/smoke.py)
 }
 
 status=0
