@@ -44,11 +44,11 @@ ON: dict[str, dict[str, Any]] = {
         "probe": {"num_reqs": 1, "prompt_len": "8", "output_len": "2"},
         "probes_between": 10,
         "pairs": {
-            1: ((0.5, "loguniform:16:160", "uniform:2:12"), (0.6, "loguniform:8:64", "uniform:2:16")),
-            2: ((0.5, "loguniform:8:256", "uniform:2:16"), (0.5, "loguniform:32:256", "uniform:2:8")),
-            3: ((0.6, "uniform:16:128", "uniform:2:12"), (0.4, "loguniform:16:160", "uniform:4:12")),
-            4: ((0.6, "loguniform:32:256", "uniform:2:16"), (0.7, "loguniform:8:64", "exponential:7:30")),
-            5: ((0.5, "loguniform:16:160", "exponential:6:30"), (0.65, "uniform:16:128", "uniform:2:12")),
+            1: ((0.4, "loguniform:16:128", "uniform:2:12"), (0.5, "loguniform:8:64", "uniform:2:16")),
+            2: ((0.4, "loguniform:8:160", "uniform:2:16"), (0.3, "loguniform:32:160", "uniform:2:8")),
+            3: ((0.5, "uniform:16:96", "uniform:2:12"), (0.3, "loguniform:16:128", "uniform:4:12")),
+            4: ((0.45, "loguniform:16:160", "uniform:2:16"), (0.4, "loguniform:8:64", "exponential:7:30")),
+            5: ((0.4, "loguniform:16:128", "exponential:6:30"), (0.5, "uniform:16:96", "uniform:2:12")),
         },
     },
     "cuda": {
@@ -59,11 +59,11 @@ ON: dict[str, dict[str, Any]] = {
         "probe": {"num_reqs": 16, "prompt_len": "uniform:64:1024", "output_len": "uniform:16:64"},
         "probes_between": 1,
         "pairs": {
-            1: ((0.5, "loguniform:32:2048", "loguniform:16:256"), (0.7, "loguniform:32:512", "uniform:16:256")),
-            2: ((0.5, "loguniform:16:2048", "uniform:16:256"), (0.6, "loguniform:128:2048", "loguniform:16:128")),
-            3: ((0.6, "uniform:64:1024", "uniform:16:128"), (0.4, "loguniform:32:2048", "loguniform:16:256")),
-            4: ((0.6, "loguniform:128:2048", "loguniform:16:128"), (0.75, "loguniform:32:512", "exponential:100:400")),
-            5: ((0.5, "loguniform:32:2048", "exponential:100:400"), (0.65, "uniform:64:1024", "uniform:16:128")),
+            1: ((0.75, "loguniform:32:2048", "loguniform:16:256"), (0.7, "loguniform:32:512", "uniform:16:256")),
+            2: ((0.75, "loguniform:16:2048", "uniform:16:256"), (0.6, "loguniform:128:2048", "loguniform:16:128")),
+            3: ((0.75, "uniform:64:1024", "uniform:16:128"), (0.4, "loguniform:32:2048", "loguniform:16:256")),
+            4: ((0.7, "loguniform:128:2048", "loguniform:16:128"), (0.75, "loguniform:32:512", "exponential:100:400")),
+            5: ((0.7, "loguniform:32:2048", "exponential:100:400"), (0.65, "uniform:64:1024", "uniform:16:128")),
         },
     },
 }  # fmt: skip
@@ -104,9 +104,25 @@ def mean_probe(run: list[RecordedPart]) -> Speed:
     return statistics.fmean(chunks), statistics.fmean(decodes)
 
 
-def speed_of(part: RecordedPart, reference: Speed) -> Speed:
-    chunks, decodes = part.probe
-    return chunks / reference[0], decodes / reference[1]
+def speeds_of(run: list[RecordedPart], reference: Speed) -> list[Speed]:
+    """Of each part: the mean of its probes over the reference's, drawn to the run's mean by as much as the probes of one part
+    scatter more than parts do."""
+    chunks, decodes = (
+        _drawn([[getattr(probe, kind) / of for probe in part.probes] for part in run])
+        for kind, of in zip(("chunks", "decodes"), reference, strict=True)
+    )
+    return list(zip(chunks, decodes, strict=True))
+
+
+def _drawn(parts: list[list[float]]) -> list[float]:
+    means = [statistics.fmean(part) for part in parts]
+    errors = [statistics.variance(part) / len(part) for part in parts]
+    middle = statistics.fmean(means)
+    real = max(statistics.variance(means) - statistics.fmean(errors), 0.0)
+    return [
+        middle + (mean - middle) * real / max(real + error, 1e-12)
+        for mean, error in zip(means, errors, strict=True)
+    ]
 
 
 def rescaled(cost: Any, speed: Speed) -> Any:
@@ -130,17 +146,17 @@ def rescaled(cost: Any, speed: Speed) -> Any:
         scaled[name] *= chunks
     for name in ("decodes_step", "decodes_row", "decodes_kv", "host_before", "host_after"):
         scaled[name] *= decodes
+    # Sizes with a chunk and without take turns.
+    scaled["beyond_of_size"] = [ns * speed[1 - size % 2] for size, ns in enumerate(scaled["beyond_of_size"])]
     scaled["launch_of_size"] = [[ns * decodes for ns in size] for size in scaled["launch_of_size"]]
     return type(cost)(**scaled)
 
 
 def fitted(run: list[RecordedPart]) -> Fit:
     """To a run, as if its machine had kept the mean speed of its probes all along."""
-    reference = mean_probe(run)
-    speeds = [speed_of(part, reference) for part in run]
     slowness = [
-        s[0 if step.has_chunk else 1]
-        for part, s in zip(run, speeds, strict=True)
+        speed[0 if step.has_chunk else 1]
+        for part, speed in zip(run, speeds_of(run, mean_probe(run)), strict=True)
         for step in part.trace.steps
     ]
     return fit([step for part in run for step in part.trace.steps], slowness=slowness)
@@ -163,12 +179,15 @@ def run_pair(engine: Engine, device: str, number: int, seconds: float, out: Path
 
     # How fast is it at all? A burst says; it also warms everything up.
     engine.record(fresh(synthetic(num_reqs=64, **{**lens_a, "seed": 998})))
-    rough = fitted([engine.record(fresh(synthetic(num_reqs=300, **{**lens_a, "seed": 999})))]).cost
+    burst = engine.record(fresh(synthetic(num_reqs=300, **{**lens_a, "seed": 999})))
+    rough = fit(burst.trace.steps).cost
     made_a = at(load_a, rough, lens_a)
+    # What only small steps need, a kernel's first launch say, is over when this is.
+    engine.record(fresh(synthetic(**{**made_a, "num_reqs": 300, "seed": 997})))
     run_a = engine.run(fresh(synthetic(**made_a)))
     found, reference = fitted(run_a), mean_probe(run_a)
     # As fast as it was last: what the rate of B goes by, and what is written for.
-    last = speed_of(run_a[-1], reference)
+    last = speeds_of(run_a, reference)[-1]
     made_b = at(load_b, rescaled(found.cost, last), lens_b)
     b = fresh(synthetic(**made_b))
     parts = list(parts_of(b))
@@ -193,7 +212,7 @@ def run_pair(engine: Engine, device: str, number: int, seconds: float, out: Path
     path.write_text(json.dumps(record, indent=1) + "\n")  # the prediction stands before the run begins
 
     run_b = engine.run(b)
-    costs = [rescaled(found.cost, speed_of(part, reference)) for part in run_b]
+    costs = [rescaled(found.cost, speed) for speed in speeds_of(run_b, reference)]
     mean_speed = [m / r for m, r in zip(mean_probe(run_b), reference, strict=True)]
     record["b"] |= {
         **_written(run_b, reference),
@@ -203,9 +222,9 @@ def run_pair(engine: Engine, device: str, number: int, seconds: float, out: Path
     record["b"]["predicted"] = predicted(engine, costs, parts)
     # What of the error is the model's own, and what the change from A to B.
     own, own_reference = fitted(run_b), mean_probe(run_b)
-    own_costs = [rescaled(own.cost, speed_of(part, own_reference)) for part in run_b]
+    own_costs = [rescaled(own.cost, speed) for speed in speeds_of(run_b, own_reference)]
     record["b"]["by_its_own_fit"] = predicted(engine, own_costs, parts)
-    own_costs = [rescaled(found.cost, speed_of(part, reference)) for part in run_a]
+    own_costs = [rescaled(found.cost, speed) for speed in speeds_of(run_a, reference)]
     record["a"]["by_its_own_fit"] = predicted(engine, own_costs, [part.requests for part in run_a])
     for name, run in (("a", run_a), ("b", run_b)):
         record[name]["steps"] = sum(len(part.trace.steps) for part in run)
@@ -231,7 +250,7 @@ def _written(run: list[RecordedPart], reference: Speed) -> dict[str, Any]:
         "measured": figures([part.measured() for part in run]),
         "probes": sum(len(part.probes) for part in run),
         "probe_ms": [ns / 1e6 for ns in mean_probe(run)],
-        "speeds": [[round(s, 4) for s in speed_of(part, reference)] for part in run],
+        "speeds": [[round(s, 4) for s in speed] for speed in speeds_of(run, reference)],
         "starts": [part.start for part in run],
     }
 

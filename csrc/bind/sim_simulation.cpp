@@ -168,6 +168,7 @@ void register_cost_model(py::module_& m) {
       .def_readwrite("host_after", &CostModel::host_after)
       .def_readwrite("window", &CostModel::window)
       .def_readwrite("windowed_share", &CostModel::windowed_share)
+      .def_readwrite("beyond_of_size", &CostModel::beyond_of_size)
       .def_readwrite("noise", &CostModel::noise)
       .def_readwrite("noise_of_size", &CostModel::noise_of_size)
       .def_readwrite("launch_of_size", &CostModel::launch_of_size)

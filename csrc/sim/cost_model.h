@@ -34,11 +34,13 @@ struct CostModel {
   double host_after = 0;   // on the host: take a result back
   int32_t window = 0;      // sliding window of a share of the layers; 0: none
   double windowed_share = 0;
+  // What the formula misses of steps of one size, where enough were measured (a captured graph's or
+  // a kernel's border): so much longer they take, or shorter. By size_class().
+  std::vector<double> beyond_of_size;
   // Ratios (time measured / time modelled), equally likely: one is drawn a step. Empty: a step
   // takes what the model says.
   std::vector<double> noise;
-  // The same for steps of one size, where enough were measured: what the formula misses of them is
-  // in their ratios. By size_class(); an empty one stands for `noise`.
+  // The same for steps of one size, where enough were measured; an empty one stands for `noise`.
   std::vector<std::vector<double>> noise_of_size;
 
   // How long the host is busy launching a step of one size, equally likely; by size_class(). The
@@ -50,9 +52,13 @@ struct CostModel {
   static size_t size_class(const StepWork& w);
 
   double device(const StepWork& w) const {
-    const double own = decodes_step > 0 && w.chunk_rows == 0 ? decodes(w) : formula(w);
-    const double compute = own * (w.tokens > 0 ? 1 : 0) +
-                           from_idle * static_cast<double>(w.from_idle) +
+    double own = w.tokens == 0                           ? 0
+                 : decodes_step > 0 && w.chunk_rows == 0 ? decodes(w)
+                                                         : formula(w);
+    if (const size_t size = size_class(w); w.tokens > 0 && size < beyond_of_size.size()) {
+      own = std::max(own + beyond_of_size[size], 0.0);
+    }
+    const double compute = own + from_idle * static_cast<double>(w.from_idle) +
                            device_copy * static_cast<double>(w.device_copies);
     return std::max(compute, host_copy * static_cast<double>(w.host_copies));
   }

@@ -129,6 +129,21 @@ def test_a_fit_keeps_what_the_formula_misses() -> None:
     assert found.device_ns(**work) == pytest.approx(true.device_ns(**work), rel=0.05)  # type: ignore[arg-type]
 
 
+def test_what_a_size_takes_beyond_the_formula_does_not_stretch_with_the_context() -> None:
+    """A graph's padding is as long for short contexts as for long ones; and the mean of a size is kept, however steps scatter."""
+    beyond = [0.0] * size_class(9) + [2e6]
+    true = CostModel(
+        step=2e6, token=2e4, decodes_step=1.3e6, decodes_row=5e4, decodes_kv=500.0,
+        beyond_of_size=beyond, noise=[0.7, 0.9, 1.0, 1.4],
+    )  # fmt: skip
+    found = fit(recorded(true, 60.0, 8).steps).cost
+    for kv in (1e3, 4e3):
+        work = {"rows": 10, "tokens": 10, "sampled": 10, "decode_kv": kv}
+        assert found.device_ns(**work) == pytest.approx(true.device_ns(**work), rel=0.05)  # type: ignore[arg-type]
+    ratios = found.noise_of_size[size_class(10)]
+    assert sum(ratios) / len(ratios) == pytest.approx(1.0)
+
+
 def test_decodes_of_a_size_that_was_hardly_seen() -> None:
     """They follow from the smaller ones: a step's own time, a row's and a KV position's are told apart, although a size of its own
     explains each step as well."""
@@ -188,9 +203,11 @@ def test_a_fit_needs_steps_and_a_cost_file_needs_sense(tmp_path: Path) -> None:
         ("{", "not readable as JSON"),
         ('{"cost_model": {"speed": 1}}', "'speed' is no coefficient"),
         ('{"cost_model": {"step": -1}}', "step must be 0 or more"),
+        ('{"cost_model": {"beyond_of_size": ["a"]}}', "beyond_of_size must be numbers"),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=f"{path}.*{says}"):
             cost_from_file(path)
-    path.write_text(json.dumps({"cost_model": cost_dict(CostModel(step=5.0))}))
+    path.write_text(json.dumps({"cost_model": cost_dict(CostModel(step=5.0, beyond_of_size=[-1.0]))}))
     assert cost_from_file(path).step == 5.0
+    assert cost_from_file(path).beyond_of_size == [-1.0]

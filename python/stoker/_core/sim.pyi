@@ -85,6 +85,7 @@ class CostModel:
     host_after: float
     window: int
     windowed_share: float
+    beyond_of_size: list[float]
     noise: list[float]
     noise_of_size: list[list[float]]
     launch_of_size: list[list[float]]

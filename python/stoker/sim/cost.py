@@ -12,10 +12,10 @@ from stoker.sim.devices import DEVICES, DeviceRow
 
 COST_FIELDS = (
     "step", "from_idle", "row", "chunk_row", "sampled", "weights", "token", "chunk_token", "decode_kv", "chunk_kv", "score",
-    "decodes_step", "decodes_row", "decodes_kv", "device_copy", "host_copy", "host_before", "host_after", "window", "windowed_share", "noise", "noise_of_size",
-    "launch_of_size",
+    "decodes_step", "decodes_row", "decodes_kv", "device_copy", "host_copy", "host_before", "host_after", "window", "windowed_share",
+    "beyond_of_size", "noise", "noise_of_size", "launch_of_size",
 )  # fmt: skip
-_OF_SIZE = ("noise_of_size", "launch_of_size")
+_LISTS, _OF_SIZE = ("beyond_of_size", "noise"), ("noise_of_size", "launch_of_size")
 
 
 class ModelSizes(Protocol):
@@ -151,10 +151,12 @@ def cost_from_file(path: str | Path) -> CostModel:
     if unknown:
         raise ValueError(f"{path}: {unknown[0]!r} is no coefficient; allowed are {', '.join(COST_FIELDS)}")
     for name, value in given.items():
-        numbers = value if name in ("noise", *_OF_SIZE) and isinstance(value, list) else [value]
+        numbers = value if name in (*_LISTS, *_OF_SIZE) and isinstance(value, list) else [value]
         if name in _OF_SIZE and all(isinstance(each, list) for each in numbers):
             numbers = [v for each in numbers for v in each]
-        if not all(isinstance(v, int | float) and v >= 0 for v in numbers):
+        if not all(isinstance(v, int | float) for v in numbers):
+            raise ValueError(f"{path}: {name} must be numbers, not {value!r}")
+        if name != "beyond_of_size" and min(numbers, default=0) < 0:
             raise ValueError(f"{path}: {name} must be 0 or more, not {value!r}")
     return CostModel(**given)
 

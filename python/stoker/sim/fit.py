@@ -106,17 +106,19 @@ def fit(steps: Sequence[RecordedStep], *, noise: bool = True, slowness: Sequence
     if apart:
         own, modelled[~chunk] = _decodes(work, took, calm & ~chunk, ~chunk)
         coefficients |= own
-    known = sizes.each(took / modelled, np.mean)
+    beyond = sizes.means(took - modelled)
+    modelled = np.maximum(modelled + beyond[sizes.of_step], 1.0)
     launch = np.array([step.stats["launch_ns"] for step in held], np.float64)
     cost = CostModel(
         **coefficients,
-        noise=_spread(took / modelled / known) if noise else [],
-        noise_of_size=sizes.spreads(took / modelled) if noise else [],
-        launch_of_size=sizes.spreads(launch),
+        beyond_of_size=beyond.tolist(),
+        noise=_ratios(took / modelled) if noise else [],
+        noise_of_size=sizes.by_class(took / modelled, _ratios) if noise else [],
+        launch_of_size=sizes.by_class(launch, _spread),
         host_before=_median([step.stats["receive_ns"] + step.stats["schedule_ns"] for step in held]),
         host_after=_median(_after(held)),
     )
-    return Fit(cost, len(held), float(np.abs(known * modelled / took - 1).mean()))
+    return Fit(cost, len(held), float(np.abs(modelled / took - 1).mean()))
 
 
 def _general(work: Floats, took: Floats, calm: Mask, held: Mask) -> tuple[dict[str, float], Floats]:
@@ -204,10 +206,10 @@ class _Sizes:
         quarter = np.where(width >= 3, (below >> np.maximum(width - 3, 0)) & 3, 0)
         chunk = work[:, 1] > 0
         self._octave = 2 * width + chunk
-        self._size = 2 * (4 * width + quarter) + chunk
+        self.of_step = 2 * (4 * width + quarter) + chunk
         self._among: dict[int, Mask] = {}
-        for size in np.unique(self._size):
-            own = self._size == size
+        for size in np.unique(self.of_step):
+            own = self.of_step == size
             octave = self._octave == size // 8 * 2 + size % 2
             among = own if own.sum() >= _LEAST_STEPS else octave
             if among.sum() >= _LEAST_STEPS:
@@ -217,24 +219,36 @@ class _Sizes:
         """`of` the values of a step's class, for each step."""
         out = np.full(len(values), float(of(values)))
         for size, among in self._among.items():
-            out[self._size == size] = float(of(values[among]))
+            out[self.of_step == size] = float(of(values[among]))
         return out
 
     def centred(self, values: Floats) -> Floats:
         """Less the mean of a step's class; 0 where it has none."""
         out = values - self.each(values, np.mean)
-        out[~np.isin(self._size, list(self._among))] = 0.0
+        out[~np.isin(self.of_step, list(self._among))] = 0.0
         return out
 
-    def spreads(self, values: Floats) -> list[list[float]]:
-        """By class."""
-        count = int(self._size.max()) + 1
-        return [_spread(values[self._among[size]]) if size in self._among else [] for size in range(count)]
+    def means(self, values: Floats) -> Floats:
+        """By class; 0 for one that is none."""
+        out = np.zeros(int(self.of_step.max()) + 1)
+        for size, among in self._among.items():
+            out[size] = values[among].mean()
+        return out
+
+    def by_class(self, values: Floats, of: Callable[[Floats], list[float]]) -> list[list[float]]:
+        """`of` each class's values; empty for one that is none."""
+        count = int(self.of_step.max()) + 1
+        return [of(values[self._among[size]]) if size in self._among else [] for size in range(count)]
 
 
 def _spread(values: Floats) -> list[float]:
     """A few, equally likely and of the same mean: those of the sorted ones, averaged in turn."""
     return [float(part.mean()) for part in np.array_split(np.sort(values), min(_RATIOS, len(values)))]
+
+
+def _ratios(values: Floats) -> list[float]:
+    """Their spread, about 1: the mean time of steps is the formula's, and the mean of ratios is not the ratio of means."""
+    return _spread(values / values.mean())
 
 
 def _not_negative(a: Floats, b: Floats) -> Floats:
