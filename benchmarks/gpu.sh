@@ -59,7 +59,7 @@ section_sanitize() {
   check linear racecheck 150 tests/gpu/test_linear.py -k "dtype2 and shape3 or 13-shape7-dtype2" & jobs+=($!)
   check decode racecheck 150 tests/gpu/test_decode_attention.py -k "reference and 128 and 4" & jobs+=($!)
   check prefill racecheck 150 tests/gpu/test_prefill_attention.py -k race & jobs+=($!)
-  check sample racecheck 200 tests/gpu/test_sample.py -k "bad_rows or (masks and 0) or (same_tokens and 0-7)" & jobs+=($!)
+  check sample racecheck 200 tests/gpu/test_sample.py -k "bad_rows or next_to_none or (masks and 0) or (same_tokens and 0-7)" & jobs+=($!)
   check small racecheck 150 tests/gpu/test_elementwise.py -k "(rope and 128) or (norms and 1024)" & jobs+=($!)
   for job in "${jobs[@]}"; do wait "$job"; done
   ! grep -L -E "ERROR SUMMARY: 0|RACECHECK SUMMARY: 0" "$out"/memcheck_*.log "$out"/racecheck_*.log | grep .

@@ -7,6 +7,7 @@ whole bucket: so padding that is not harmless, or a change that is staged wrongl
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import sys
 import types
 from importlib.machinery import ModuleSpec
@@ -18,6 +19,7 @@ import torch
 
 from stoker.config import EngineConfig, ModelConfig
 from stoker.engine import cuda_graphs, cuda_runner, weights
+from stoker.engine import engine as engine_module
 from stoker.engine.build import Attention
 from stoker.engine.cuda_runner import CudaRunner
 from stoker.engine.cuda_seats import CudaSeats
@@ -29,6 +31,7 @@ from stoker.layers.parameters import ParameterStore
 from stoker.models import registry
 from stoker.sampling_params import SamplingParams
 from support import checkpoints
+from support.crowds import entering_a_block_together
 
 CPU = torch.device("cpu")
 BLOCKS, SEQS, TOKENS, LENGTH = 30, 6, 40, 300
@@ -181,18 +184,31 @@ def _with_true_decode_rows(layers: Any) -> Any:
     return wrapped
 
 
-def make_runner(folder: Path, eager: bool) -> CudaRunner:
+def make_runner(
+    folder: Path, eager: bool, seqs: int = SEQS, tokens: int = TOKENS, blocks: int = BLOCKS
+) -> CudaRunner:
     model_config = ModelConfig.from_folder(folder)
     store = ParameterStore(torch.float32, CPU)
     model = registry.build(model_config, store, LENGTH)
     weights.load(store, folder)
-    pool = KVPool(kv_groups(model_config, 16, torch.float32)[0], model_config, BLOCKS, torch.float32, CPU)
-    seats = CudaSeats(SEQS + 1, 1, -(-LENGTH // 16), model_config.vocab_size, CPU)
-    forward = Forward(model, model_config, pool.layers, seats, TOKENS, SEQS, torch.float32, CPU)
+    pool = KVPool(kv_groups(model_config, 16, torch.float32)[0], model_config, blocks, torch.float32, CPU)
+    seats = CudaSeats(seqs + 1, 1, -(-LENGTH // 16), model_config.vocab_size, CPU)
+    forward = Forward(model, model_config, pool.layers, seats, tokens, seqs, torch.float32, CPU)
     space: Any = Space()
     return CudaRunner(
-        forward, seats, CudaTransfers([pool], []), space, WINDOWS, [1, 2, 4, 6], True, enforce_eager=eager
+        forward, seats, CudaTransfers([pool], []), space, WINDOWS, [1, 2, 4, seqs], True, enforce_eager=eager
     )
+
+
+def build_with(monkeypatch: pytest.MonkeyPatch, runner: CudaRunner) -> None:
+    """Engines from now on run their steps by `runner`."""
+    build = engine_module.build
+
+    def with_runner(config: EngineConfig) -> Any:
+        attention = Attention(Space.geometry, WINDOWS)
+        return dataclasses.replace(build(config), runner=runner, worker_thread=False, attention=attention)
+
+    monkeypatch.setattr(engine_module, "build", with_runner)
 
 
 @pytest.mark.usefixtures("cuda_on_cpu")
@@ -209,18 +225,7 @@ def test_tokens_equal_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     prompts = checkpoints.prompts(16, 200, seed=2)
     reference = checkpoints.generate(model, prompts, 24)
     runner = make_runner(tmp_path, eager)
-
-    from stoker.engine import engine as engine_module
-
-    build = engine_module.build
-
-    def with_runner(config: EngineConfig) -> Any:
-        import dataclasses
-
-        attention = Attention(Space.geometry, WINDOWS)
-        return dataclasses.replace(build(config), runner=runner, worker_thread=False, attention=attention)
-
-    monkeypatch.setattr(engine_module, "build", with_runner)
+    build_with(monkeypatch, runner)
     config = EngineConfig(
         str(tmp_path),
         device="cpu",
@@ -260,6 +265,52 @@ def test_tokens_equal_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert used[cuda_graphs.HEAD]
     assert used[cuda_graphs.WHOLE]
     assert launcher.whole > 0, "plain steps go out in one call"
+
+
+@pytest.mark.usefixtures("cuda_on_cpu")
+@pytest.mark.parametrize("launcher", [Launcher, NativeLauncher])
+def test_more_table_changes_than_the_front_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: type[Launcher]
+) -> None:
+    """260 rows enter a block in the same decode step: its table changes (252 fit the front) take a copy of their own. The tokens
+    are the plain CPU engine's.
+    """
+    monkeypatch.setattr(sys.modules["stoker._cuda"], "StepLauncher", launcher)
+    checkpoints.save(checkpoints.make_model("mistral"), tmp_path)
+    rows, tokens, blocks = 260, 4096, 600
+    prompts = entering_a_block_together(rows)
+    apart: list[int] = []
+    upload = launcher.upload
+
+    def noted(self: Launcher, entry: int, body: int, *ranges: int) -> None:
+        apart.append(ranges[1])
+        upload(self, entry, body, *ranges)
+
+    monkeypatch.setattr(launcher, "upload", noted)
+    answers: list[dict[str, list[int]]] = []
+    for staged in (False, True):
+        if staged:
+            build_with(monkeypatch, make_runner(tmp_path, False, rows, tokens, blocks))
+        config = EngineConfig(
+            str(tmp_path),
+            device="cpu",
+            max_num_seqs=rows,
+            max_num_batched_tokens=tokens,
+            max_model_len=LENGTH,
+            num_kv_blocks=blocks,
+        )
+        answers.append({})
+        with Engine(config) as engine:
+            for i, prompt in enumerate(prompts):
+                engine.add_request(
+                    str(i), prompt, SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+                )
+            while engine.has_unfinished():
+                for output in engine.step():
+                    assert output.finish_reason in (None, "length"), output.message
+                    answers[-1].setdefault(output.rid, []).extend(output.new_token_ids)
+    assert answers[0] == answers[1]
+    assert [size for size in apart if size] == [16 * rows]
 
 
 def test_buckets_hold_every_step_up_to_the_largest() -> None:

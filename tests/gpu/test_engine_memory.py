@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from stoker.engine.engine import Engine
 from stoker.layers import linear
 from stoker.sampling_params import SamplingParams
 from support import checkpoints
+from support.crowds import entering_a_block_together
 from support.kv_shortage import short_of_kv
 
 pytestmark = pytest.mark.gpu
@@ -95,14 +95,12 @@ def test_swapped_requests_keep_their_tokens(folder: Path, enforce_eager: bool, k
 @pytest.mark.usefixtures("own_products")
 @pytest.mark.parametrize("enforce_eager", [False, True])
 def test_a_step_with_more_changes_than_its_front_holds(folder: Path, enforce_eager: bool) -> None:
-    """280 rows of one length enter each new block in the same step: its 280 table changes no longer fit the front of the one
-    copy (252) and travel in a copy of their own. One that is lost, or comes late, is a row that reads another's KV.
+    """280 rows enter each new block in the same step: its 280 table changes no longer fit the front of the one copy (252) and
+    travel in a copy of their own. One that is lost, or comes late, is a row that reads another's KV.
     """
-    draw = random.Random(3)
-    prompts = [[draw.randrange(3, 900) for _ in range(12)] for _ in range(280)]
     requests = [
         (prompt, SamplingParams(temperature=1.0, seed=i, max_tokens=40, ignore_eos=True))
-        for i, prompt in enumerate(prompts)
+        for i, prompt in enumerate(entering_a_block_together(280))
     ]
     options = EXACT | {"num_kv_blocks": AMPLE, "enforce_eager": enforce_eager}
     crowd, _, _ = run(folder, requests, at_once=280, max_num_seqs=280, **options)
