@@ -33,6 +33,7 @@ enum class Bug : int32_t {
   host_block_reused,       // host blocks are handed out again while a req still swaps in from them
   resumed_early,           // a req runs before its copies are back
   partial_not_copied,      // a forked sibling's last block is not copied
+  memory_too_late,         // a table's memory grows while a step is decided, not before
   buffer_reused_early,     // the loop writes every step into the same buffer
   result_of_another_step,  // the loop commits the tokens of the step before
   lost_abort,              // an abort is forgotten on its way
@@ -70,6 +71,7 @@ inline constexpr std::array<std::string_view, static_cast<size_t>(Bug::count)> k
     "host_block_reused",
     "resumed_early",
     "partial_not_copied",
+    "memory_too_late",
     "buffer_reused_early",
     "result_of_another_step",
     "lost_abort",

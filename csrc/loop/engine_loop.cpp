@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <exception>
+#include <new>
 #include <numeric>
 #include <utility>
 
@@ -224,9 +225,22 @@ void EngineLoop::accept(const AddMessage& message) {
   }
 }
 
+// Where memory could not be had nothing was planned. Once more, then the steps in flight come
+// first: what they end gives memory back.
+bool EngineLoop::plan_next(TimeNs now, const BatchBuffer& buffer) {
+  for (const bool again : {true, false}) {
+    try {
+      return scheduler_.schedule(now, buffer);
+    } catch (const std::bad_alloc&) {
+      if (!again && flights_.empty()) throw;
+    }
+  }
+  return false;
+}
+
 bool EngineLoop::launch_next(TimeNs began, TimeNs received) {
   const BatchBuffer& buffer = ring_[next_buffer_];
-  if (!scheduler_.schedule(received, buffer)) return false;
+  if (!plan_next(received, buffer)) return false;
   const TimeNs scheduled = clock_.now();
   Flight flight{buffer.header().batch_id, &buffer, (buffer.header().flags & kBatchLate) != 0, {}};
   executor_.launch(buffer);

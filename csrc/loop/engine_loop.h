@@ -154,6 +154,7 @@ class EngineLoop {
 
   bool receive();
   void accept(const AddMessage& message);
+  bool plan_next(TimeNs now, const BatchBuffer& buffer);
   bool launch_next(TimeNs began, TimeNs received);
   void record_launch(const BatchBuffer& buffer, TimeNs now);
   void collect_oldest();

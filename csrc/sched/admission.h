@@ -12,6 +12,9 @@
 
 namespace stoker {
 
+// Candidates looked at in one step, where some are passed over.
+inline constexpr int32_t kLooksPerStep = 128;
+
 // No more output tokens than this are reserved for one req. (SGLang's clip.)
 inline constexpr int32_t kClippedOutput = 4096;
 

@@ -13,8 +13,6 @@ namespace {
 // After a preemption, admission waits until this many blocks a running req are available besides
 // the candidate's.
 constexpr int64_t kLowWaterBlocks = 2;
-// Candidates looked at in one step, where some are passed over.
-constexpr int32_t kLooksPerStep = 128;
 
 }  // namespace
 
@@ -294,7 +292,6 @@ void Scheduler::admit(Req& req, const Admit& admit) {
   for (GroupId g = 0; g < num_groups_; ++g) {
     const auto i = static_cast<size_t>(g);
     auto& table = req.tables[i];
-    reserve_table(req, g);
     table.assign(static_cast<size_t>(matched), kNullBlock);
     const bool window = config_.kv_groups[i].kind == KVKind::window;
     const int32_t begin = window ? std::max(0, matched - match_window(g)) : 0;

@@ -68,16 +68,23 @@ void AttentionPlanner::add_pieces(int32_t worker, int32_t count) {
   }
 }
 
+void AttentionPlanner::widen() {
+  pieces_.resize(pieces_.size() * 2);
+  for (size_t i = counts_.size(); i-- > 1;)
+    std::copy_n(pieces_.begin() + std::ptrdiff_t(i * stride_), stride_,
+                pieces_.begin() + std::ptrdiff_t(i * stride_ * 2));
+  stride_ *= 2;
+}
+
 void AttentionPlanner::add_piece(int32_t worker, const DecodeWork& piece, int32_t unit_cost) {
   const auto w = size_t(worker);
   Count& count = counts_[w];
   if (size_t(count.all) == stride_) {
-    std::vector<DecodeWork> wider(pieces_.size() * 2);
-    for (size_t i = 0; i < counts_.size(); ++i)
-      std::copy_n(pieces_.begin() + std::ptrdiff_t(i * stride_), stride_,
-                  wider.begin() + std::ptrdiff_t(i * stride_ * 2));
-    pieces_.swap(wider);
-    stride_ *= 2;
+    if (stride_ == most_pieces_) {  // more than the list takes: all are dealt in another way
+      ++num_pieces_;
+      return;
+    }
+    widen();
   }
   DecodeWork* const mine = pieces_.data() + w * stride_;
   if (piece.partial >= 0) {

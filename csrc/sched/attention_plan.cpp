@@ -39,6 +39,21 @@ AttentionPlanner::AttentionPlanner(const AttentionGeometry& geometry)
   load_.resize(workers);
 }
 
+void AttentionPlanner::reserve(int32_t max_rows) {
+  const auto rows = size_t(max_rows);
+  const auto workers = size_t(geometry_.num_decode_workers);
+  // One worker may get all pieces that the list has room for. Memory that is never touched.
+  while (most_pieces_ < rows + kCutsAWorker * workers + 1)
+    most_pieces_ = std::max(2 * most_pieces_, stride_);
+  pieces_.reserve(workers * most_pieces_);
+  seats_.resize(std::max(seats_.size(), rows + 1));
+  places_.resize(seats_.size());
+  for (auto* list : {&added_, &rows_, &dealt_}) list->reserve(rows);
+  order_.reserve(rows);
+  runs_.reserve(workers);
+  next_runs_.reserve(workers);
+}
+
 int32_t AttentionPlanner::work_capacity(const AttentionGeometry& geometry, int32_t max_rows,
                                         int32_t max_tokens) {
   int32_t prefill = 0;

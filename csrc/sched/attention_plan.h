@@ -105,6 +105,9 @@ class AttentionPlanner {
                      std::span<const int32_t> row_kv_len, int32_t num_decode_rows,
                      std::span<AttentionWork> work, std::span<int32_t> work_indptr);
 
+  // From now on plan() allocates nothing for up to so many decode rows, on seats up to the same.
+  void reserve(int32_t max_rows);
+
  private:
   struct Row {
     int32_t row, seat, kv_len, length, num_splits, split_shift;
@@ -156,6 +159,7 @@ class AttentionPlanner {
   void deal_in_order();
   void note_dealt(const Row& row);
   void add_pieces(int32_t worker, int32_t count);
+  void widen();
   void add_piece(int32_t worker, const DecodeWork& piece, int32_t unit_cost);
   void drop_pieces(Seat& seat, int32_t index);
   int32_t units_of(const Row& row) const { return row.num_splits * geometry_.num_decode_heads; }
@@ -183,11 +187,11 @@ class AttentionPlanner {
 
   // What is dealt: a worker's pieces are pieces_[worker * stride_ ...].
   std::vector<DecodeWork> pieces_;
-  std::vector<Count> counts_;  // by worker
-  std::vector<int64_t> load_;  // by worker, in tokens
-  size_t stride_ = 8;
-  size_t num_dealt_ = 0;    // rows,
-  size_t num_changed_ = 0;  // and those of them dealt since everything was
+  std::vector<Count> counts_;            // by worker
+  std::vector<int64_t> load_;            // by worker, in tokens
+  size_t stride_ = 8, most_pieces_ = 0;  // of a worker; 0: without a limit
+  size_t num_dealt_ = 0;                 // rows,
+  size_t num_changed_ = 0;               // and those of them dealt since everything was
   int32_t num_pieces_ = 0, num_slots_ = 0;
   int32_t cursor_ = 0;        // the worker to be asked first for room
   int64_t dealt_excess_ = 0;  // when everything was dealt

@@ -1,6 +1,8 @@
 // Block states and their transitions; see block_pool.h for the sum that must always hold.
 #include "sched/block_pool.h"
 
+#include <utility>
+
 #include "base/check.h"
 #include "base/planted_bugs.h"
 
@@ -23,12 +25,12 @@ BlockCounts BlockPool::counts() const {
 
 void BlockPool::revive(BlockId, Block& block) {
   if (block.state == State::cached) {
-    unlink(block);
+    unlink(level_of(block), block);
     --counts_cached_;
   } else {
     check(block.state == State::draining, "only cached or draining blocks come back");
     --counts_draining_;
-    ++block.drains;  // its place in draining_ is void: it would settle before its child does
+    if (block.busy_until > committed_) unlink(draining_with(block.busy_until), block);
   }
   block.state = State::used;
   ++counts_used_;
@@ -39,10 +41,7 @@ void BlockPool::settle_or_drain(BlockId b, Block& block) {
   if ((block.busy_until > committed_ || block.transfers > 0) && !planted(Bug::early_free)) {
     block.state = State::draining;
     ++counts_draining_;
-    if (block.busy_until > committed_) {
-      draining_[static_cast<size_t>(block.busy_until) % draining_.size()].push_back(
-          {b, ++block.drains});
-    }
+    if (block.busy_until > committed_) link(draining_with(block.busy_until), b, block);
   } else {
     settle(b, block);
   }
@@ -52,7 +51,7 @@ void BlockPool::settle(BlockId b, Block& block) {
   if (block.entry != kNoEntry && !planted(Bug::double_publish)) {
     block.state = State::cached;
     ++counts_cached_;
-    link(b, block);
+    link(level_of(block), b, block);
   } else {
     block.state = State::free;
     free_.push_back(b);
@@ -61,15 +60,14 @@ void BlockPool::settle(BlockId b, Block& block) {
 
 void BlockPool::committed(BatchId step) {
   committed_ = step;
-  auto& bucket = draining_[static_cast<size_t>(step) % draining_.size()];
-  for (const auto& [b, drains] : bucket) {
+  const List list = std::exchange(draining_with(step), {});
+  for (BlockId b = list.head, next = b; b != kNullBlock; b = next) {
     Block& block = blocks_[static_cast<size_t>(b)];
-    if (block.state != State::draining || block.drains != drains) continue;
-    if (block.busy_until > step || block.transfers > 0) continue;
+    next = block.next;
+    if (block.transfers > 0) continue;
     --counts_draining_;
     settle(b, block);
   }
-  bucket.clear();
 }
 
 void BlockPool::end_transfer(BlockId b) {
@@ -85,7 +83,7 @@ void BlockPool::forget_entry(BlockId b) {
   Block& block = blocks_[static_cast<size_t>(b)];
   block.entry = kNoEntry;
   if (block.state == State::cached) {
-    unlink(block);
+    unlink(level_of(block), block);
     --counts_cached_;
     block.state = State::free;
     free_.push_back(b);
@@ -93,16 +91,14 @@ void BlockPool::forget_entry(BlockId b) {
   block.level = 0;
 }
 
-void BlockPool::link(BlockId b, Block& block) {
-  List& list = levels_[static_cast<size_t>(block.level)];
+void BlockPool::link(List& list, BlockId b, Block& block) {
   block.prev = list.tail;
   block.next = kNullBlock;
   (list.tail == kNullBlock ? list.head : blocks_[static_cast<size_t>(list.tail)].next) = b;
   list.tail = b;
 }
 
-void BlockPool::unlink(Block& block) {
-  List& list = levels_[static_cast<size_t>(block.level)];
+void BlockPool::unlink(List& list, const Block& block) {
   (block.prev == kNullBlock ? list.head : blocks_[static_cast<size_t>(block.prev)].next) =
       block.next;
   (block.next == kNullBlock ? list.tail : blocks_[static_cast<size_t>(block.next)].prev) =

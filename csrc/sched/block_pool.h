@@ -88,9 +88,9 @@ class BlockPool {
     Block& block = blocks_[static_cast<size_t>(b)];
     if (level <= block.level) return;
     const bool linked = block.state == State::cached;
-    if (linked) unlink(block);
+    if (linked) unlink(level_of(block), block);
     block.level = static_cast<int8_t>(level);
-    if (linked) link(b, block);
+    if (linked) link(level_of(block), b, block);
   }
   // The block's content leaves the prefix cache. A cached block becomes free.
   void forget_entry(BlockId b);
@@ -110,10 +110,9 @@ class BlockPool {
   struct Block {
     int32_t refs = 0;
     EntryId entry = kNoEntry;
-    BlockId prev = kNullBlock, next = kNullBlock;  // in the eviction order, while cached
+    BlockId prev = kNullBlock, next = kNullBlock;  // in the list that it is on
     BatchId busy_until = 0;
-    ReqId owner = -1;     // who took it last
-    uint32_t drains = 0;  // tells its place in draining_ from those that came to nothing
+    ReqId owner = -1;  // who took it last
     int16_t transfers = 0;
     State state = State::free;
     int8_t level = 0;
@@ -125,20 +124,21 @@ class BlockPool {
   void revive(BlockId b, Block& block);
   void settle_or_drain(BlockId b, Block& block);
   void settle(BlockId b, Block& block);
-  void link(BlockId b, Block& block);
-  void unlink(Block& block);
+  void link(List& list, BlockId b, Block& block);
+  void unlink(List& list, const Block& block);
+  List& level_of(const Block& block) { return levels_[static_cast<size_t>(block.level)]; }
+  List& draining_with(BatchId step) {
+    return draining_[static_cast<size_t>(step) % draining_.size()];
+  }
 
   std::vector<Block> blocks_;
   std::vector<BlockId> free_;  // a stack: the block freed last is warm and goes out first
   std::array<List, kEvictionLevels> levels_;  // the cached blocks of each level, oldest first
   int32_t counts_used_ = 0, counts_cached_ = 0, counts_draining_ = 0;
   BatchId committed_ = 0;
-  // Blocks that drain until a step, by step modulo the ring.
-  struct Draining {
-    BlockId block;
-    uint32_t drains;
-  };
-  std::array<std::vector<Draining>, kMaxOverlapDepth + 1> draining_;
+  // Blocks that drain until a step, by step modulo the ring, in the order in which they were given
+  // back. What drains for a transfer alone is on no list.
+  std::array<List, kMaxOverlapDepth + 1> draining_;
 };
 
 }  // namespace stoker

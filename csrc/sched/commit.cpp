@@ -60,7 +60,7 @@ const StepEvents& Scheduler::take_back(const ResultView& result, TimeNs now) {
   }
   events_.batch_id = step.batch_id;
   events_.status = result.status;
-  return take_events();
+  return tell_events();
 }
 
 void Scheduler::check_result(const StepRecord& step, const ResultView& result) {
@@ -229,6 +229,7 @@ void Scheduler::append_tokens(Req& req, std::span<const Token> tokens, int32_t k
   ++req.epoch;
   req.known_ahead = req.known();
   req.last_token = req.tokens.back();
+  reserve_tables(req, req.known() + 1);
   if (req.state == ReqState::retracted) return;
   req.computed = req.committed = std::min(kv_end, req.known() - 1);
   if (req.state == ReqState::running) set_tail(req);
@@ -266,6 +267,7 @@ void Scheduler::tell(Req& req, std::span<const Token> tokens, int32_t out_row) {
 void Scheduler::finish(Req& req, FinishReason reason, std::string why) {
   check(!req.finished(), "a req ends once");
   if (waiting_.contains(req)) dequeue(req);
+  waiting_.leave();
   num_unready_ -= !req.grammar_ready;
   if (req.leader != nullptr) detach(req);
   if (req.holds_seat()) {

@@ -93,6 +93,8 @@ void EventLog::pause(int32_t how) {
   c.field(how);
 }
 
+void EventLog::take_events() { Encoder(bytes_).field(EventKind::take_events); }
+
 void EventLog::flush() { Encoder(bytes_).field(EventKind::flush); }
 
 void EventLog::pin(std::span<const Token> tokens, std::string_view salt) {

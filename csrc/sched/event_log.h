@@ -35,7 +35,8 @@ enum class EventKind : uint8_t {
   unpin,
   fail,
   grammar_ready,
-  rates
+  rates,
+  take_events
 };
 
 class EventLog {
@@ -47,10 +48,15 @@ class EventLog {
   void fail(std::string_view rid, std::string_view why, TimeNs now);
   void grammar_ready(std::string_view rid);
   void schedule(TimeNs now, const BatchBuffer* batch);  // null: nothing was launched
+  // The next schedule() allocates nothing.
+  void make_room() {
+    if (bytes_.capacity() - bytes_.size() < 64) bytes_.reserve(2 * bytes_.size() + 64);
+  }
   void commit(BatchId id, StepStatus status, std::string_view message,
               std::span<const int32_t> row_indptr, std::span<const Token> tokens,
               std::span<const RowStatus> row_status, std::span<const Ticket> finished_transfers,
               TimeNs now);
+  void take_events();  // between commits: handles of ended reqs may be given anew from then on
   void policy_key(std::string_view rid, double key);
   void pause(int32_t how);
   void flush();

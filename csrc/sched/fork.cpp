@@ -114,7 +114,6 @@ void Scheduler::fork(Req& req, const Req& leader, int32_t token) {
   for (GroupId g = 0; g < num_groups_; ++g) {
     const auto i = static_cast<size_t>(g);
     auto& table = req.tables[i];
-    reserve_table(req, g);
     table = leader.tables[i];
     const auto full = static_cast<size_t>(leader.prompt_len / config_.kv_groups[i].block_size);
     for (size_t k = 0; k < table.size(); ++k) {

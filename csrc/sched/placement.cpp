@@ -82,10 +82,21 @@ void Scheduler::take_seat(Req& req) {
   if (!req.siblings.empty()) count_siblings(req, 1);
 }
 
-// Room for the blocks that a req is sure to take, so that its steps allocate nothing.
-void Scheduler::reserve_table(Req& req, GroupId group) {
-  req.tables[static_cast<size_t>(group)].reserve(static_cast<size_t>(
-      blocks_for(group, std::min(req.length_limit, req.known() + kReservedOutput))));
+// Memory for the tables of so many tokens.
+void Scheduler::reserve_tables(Req& req, int32_t num_tokens) {
+  for (GroupId g = 0; g < num_groups_; ++g) {
+    const auto i = static_cast<size_t>(g);
+    const auto blocks = static_cast<size_t>(blocks_for(g, num_tokens)) + 1;
+    req.tables[i].reserve(blocks);
+    if (!req.host_tables.empty()) req.host_tables[i].reserve(blocks);
+  }
+}
+
+// A block was added to a table: the next plan finds memory for more.
+void Scheduler::grown(Req& req, GroupId group) {
+  const auto& table = req.tables[static_cast<size_t>(group)];
+  if (table.size() == table.capacity() && !planted(Bug::memory_too_late))
+    full_tables_.push_back(req.id);
 }
 
 void Scheduler::leave_seat(Req& req) {
@@ -128,6 +139,7 @@ void Scheduler::grow_tables(Req& req, int32_t num_tokens) {
       const BlockId block = take_block(g, req.id);
       change_table(g, req.seat, static_cast<int32_t>(table.size()), block);
       table.push_back(block);
+      grown(req, g);
     }
   }
 }
@@ -155,7 +167,7 @@ void Scheduler::release_window(Req& req) {
 }
 
 // From the tail, so that the prefix cache evicts leaves first.
-void Scheduler::release_blocks(Req& req) {
+void Scheduler::release_blocks(Req& req, bool keep_windows) {
   for (GroupId g = 0; g < num_groups_; ++g) {
     auto& table = req.tables[static_cast<size_t>(g)];
     BlockPool& pool = pools_[static_cast<size_t>(g)];
@@ -166,7 +178,7 @@ void Scheduler::release_blocks(Req& req) {
       }
     }
     table.clear();
-    req.window_begins[static_cast<size_t>(g)] = 0;
+    if (!keep_windows) req.window_begins[static_cast<size_t>(g)] = 0;
   }
   req.published = 0;
   req.publish_at = 0;
@@ -180,6 +192,7 @@ void Scheduler::publish(Req& req, int32_t num_tokens, BatchId pending) {
   EntryId parent = req.published == 0 ? req.prefix_root : kNoEntry;
   if (req.published > 0 && req.published < full)
     parent = pools_[0].entry(req.tables[0][static_cast<size_t>(req.published - 1)]);
+  auto& made = steps_[static_cast<size_t>(pending) % steps_.size()].published;
   while (req.published < full) {
     const int32_t i = req.published;
     check(parent != kNoEntry, "a published block is in the prefix cache");
@@ -191,14 +204,14 @@ void Scheduler::publish(Req& req, int32_t num_tokens, BatchId pending) {
       prefix_->touch(there, false, req.priority);
       parent = there;
     } else {
+      if (pending > committed_ && made.size() == made.capacity()) break;  // at commit there is room
       for (GroupId g = 0; g < num_groups_; ++g) {
         scratch_blocks_[static_cast<size_t>(g)] =
             req.tables[static_cast<size_t>(g)][static_cast<size_t>(i)];
       }
       const EntryId fresh = prefix_->insert(parent, tokens, scratch_blocks_, pending);
       prefix_->touch(fresh, false, req.priority);
-      if (pending > committed_)
-        steps_[static_cast<size_t>(pending) % steps_.size()].published.push_back({fresh, req.id});
+      if (pending > committed_) made.push_back({fresh, req.id});
       parent = fresh;
     }
     ++req.published;
@@ -209,6 +222,8 @@ void Scheduler::publish(Req& req, int32_t num_tokens, BatchId pending) {
 // The cache holds this block already: use its copy and give ours back. False if that has to wait.
 bool Scheduler::merge_duplicate(Req& req, int32_t index, EntryId entry) {
   if (prefix_->pending_step(entry) > committed_ && !planted(Bug::merge_pending)) return false;
+  if (late_changes_.size() + static_cast<size_t>(num_groups_) > late_changes_.capacity())
+    return false;
   for (GroupId g = 0; g < num_groups_; ++g) {
     auto& mine = req.tables[static_cast<size_t>(g)][static_cast<size_t>(index)];
     const BlockId theirs = prefix_->block(entry, g);

@@ -108,17 +108,30 @@ void Scheduler::weigh_branch(Req& req, int32_t add) {
   ++branch_weights_[static_cast<size_t>(req.branch)];
 }
 
-// Puts a req into the queue, and on the list by arrival that ageing looks at.
+// Puts a req into the queue, and at the end of the line that ageing looks at.
 void Scheduler::enqueue(Req& req) {
   req.queued_since = now_;
   req.admissions_seen = num_admissions_;
   ++tenants_[static_cast<size_t>(req.tenant_index)].queued;
   waiting_.insert(req, key_of(req));
-  by_age_.emplace_back(req.id, req.arrival_seq);
+  if (req.aged) return;
+  req.in_line = true;
+  req.older = newest_;
+  (newest_ == nullptr ? oldest_ : newest_->newer) = &req;
+  newest_ = &req;
+}
+
+void Scheduler::leave_line(Req& req) {
+  if (!req.in_line) return;
+  (req.older == nullptr ? oldest_ : req.older->newer) = req.newer;
+  (req.newer == nullptr ? newest_ : req.newer->older) = req.older;
+  req.older = req.newer = nullptr;
+  req.in_line = false;
 }
 
 void Scheduler::dequeue(Req& req) {
   waiting_.erase(req);
+  leave_line(req);
   --tenants_[static_cast<size_t>(req.tenant_index)].queued;
   if (req.branch != kNoEntry) weigh_branch(req, 0);
   req.account.queue_time += now_ - req.queued_since;
@@ -127,18 +140,12 @@ void Scheduler::dequeue(Req& req) {
 // Keeps the order true to a policy that drifts, a few reqs a step, and lets the oldest come forward
 // when it is time.
 void Scheduler::refresh_order() {
-  while (!by_age_.empty()) {
-    const auto [id, seq] = by_age_.front();
-    Req* const req = reqs_[static_cast<size_t>(id)].get();
-    const bool waits =
-        req != nullptr && req->arrival_seq == seq && !req->aged && waiting_.contains(*req);
-    if (waits &&
-        (config_.aging_limit == 0 || num_admissions_ - req->admissions_seen < config_.aging_limit))
-      break;
-    by_age_.pop_front();
-    if (!waits) continue;
-    req->aged = true;
-    waiting_.rekey(*req, key_of(*req));
+  while (oldest_ != nullptr && config_.aging_limit > 0) {
+    Req& req = *oldest_;
+    if (num_admissions_ - req.admissions_seen < config_.aging_limit) break;
+    leave_line(req);
+    req.aged = true;
+    waiting_.rekey(req, key_of(req));
   }
   const Policy policy = config_.schedule_policy;
   if (policy != Policy::lpm && policy != Policy::dfs_weight && policy != Policy::hrrn &&
@@ -206,7 +213,9 @@ void Scheduler::drop_late() {
         req->num_outputs() > 0)
       continue;
     if (!waiting_.contains(*req)) continue;
-    finish(*req, FinishReason::abort, "its deadline for the first token passed while it waited");
+    finish(*req, FinishReason::abort);
+    req->why = "its deadline for the first token passed while it waited";
+    unsaid_ = true;
   }
 }
 

@@ -170,7 +170,7 @@ void Scheduler::note_preempted(Req& req, PreemptionKind kind) {
 // Called when no row was planned. An idle device with work to do moves, or the head fails with its
 // reason.
 bool Scheduler::unstick() {
-  if (fatal_) return false;
+  if (fatal_ || ends_left_ == 0) return false;
   if (std::any_of(arriving_.begin(), arriving_.end(), [](const Req* r) { return r->move == 0; })) {
     resume_arrived();
     return true;
@@ -183,16 +183,23 @@ bool Scheduler::unstick() {
     preempt(*choose_victim());
   } else if (num_running_ == 1) {
     for (Req* req : running_) {
-      if (req != nullptr)
-        finish(*req, FinishReason::error, "the KV pool is too small for this req alone");
+      if (req == nullptr) continue;
+      finish(*req, FinishReason::error);
+      req->why = "the KV pool is too small for this req alone";
+      unsaid_ = true;
+      --ends_left_;
     }
   } else if (blocked_ != nullptr && waiting_.contains(*blocked_) && pause_ == Pause::no) {
     if (!blocked_->siblings.empty()) {  // one after the other they may fit
       detach_siblings(*blocked_);
       return true;
     }
-    finish(*blocked_, FinishReason::error,
-           "cannot be run even alone: it " + describe(blocked_->wait));
+    const WaitReason reason = blocked_->wait;
+    finish(*blocked_, FinishReason::error);
+    blocked_->why = "cannot be run even alone: it ";
+    blocked_->wait = reason;
+    unsaid_ = true;
+    --ends_left_;
     blocked_ = nullptr;
   } else {
     return false;

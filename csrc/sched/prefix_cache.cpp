@@ -26,24 +26,28 @@ PrefixCache::PrefixCache(std::vector<BlockPool>& pools, int32_t block_size,
       num_groups_(static_cast<int32_t>(pools.size())),
       windows_(std::move(windows)),
       eviction_(eviction) {
-  int32_t most = 0;
   for (size_t g = 0; g < pools.size(); ++g) {
-    most = std::max(most, pools[g].total());
+    most_blocks_ = std::max(most_blocks_, pools[g].total());
     (windows_[g] > 0 ? any_window_ : any_full_) = true;
   }
-  grow(static_cast<size_t>(most) + 16);
+  runs_.reserve(pools.size());
+  grow(static_cast<size_t>(most_blocks_) + 16);
 }
 
 void PrefixCache::grow(size_t entries) {
   const size_t old = entries_.size();
+  size_t slots = 64;
+  while (slots < 2 * entries) slots *= 2;
+  std::vector<EntryId> table(slots, kNoEntry);
+  entries_.reserve(entries);
+  tokens_.reserve(entries * static_cast<size_t>(block_size_));
+  blocks_.reserve(entries * static_cast<size_t>(num_groups_));
+  free_.reserve(entries);  // the last memory that is asked for: nothing has changed before
   entries_.resize(entries);
   tokens_.resize(entries * static_cast<size_t>(block_size_));
   blocks_.resize(entries * static_cast<size_t>(num_groups_), kNullBlock);
-  free_.reserve(entries);
   for (size_t e = entries; e > old; --e) free_.push_back(static_cast<EntryId>(e - 1));
-  size_t slots = 64;
-  while (slots < 2 * entries) slots *= 2;
-  table_.assign(slots, kNoEntry);
+  table_.swap(table);
   for (size_t e = 0; e < old; ++e) {
     if (entries_[e].live && entries_[e].in_table) table_add(static_cast<EntryId>(e));
   }

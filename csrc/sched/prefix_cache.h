@@ -10,6 +10,7 @@
 // children come before their parents and leaves go first (tests hold this).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -42,6 +43,15 @@ class PrefixCache {
   void match(EntryId root, std::span<const Token> tokens, int32_t max_blocks, Match& out) const;
   // The same, only counted.
   int32_t match_blocks(EntryId root, std::span<const Token> tokens, int32_t max_blocks) const;
+
+  // Room for whatever insert() can be asked for before the next call: so that it allocates nothing.
+  void make_room() {
+    const int32_t most = any_full_ ? most_blocks_ - num_entries_ : most_blocks_;
+    const auto have = static_cast<int32_t>(free_.size());
+    if (have < most)
+      grow(entries_.size() + std::max(entries_.size() / 8, static_cast<size_t>(most - have)));
+  }
+  size_t num_ids() const { return entries_.size(); }  // an EntryId is below it
 
   // Child of `parent` for one block of tokens, or kNoEntry.
   EntryId find(EntryId parent, const Token* tokens) const;
@@ -117,6 +127,7 @@ class PrefixCache {
   std::vector<Mark> marks_;  // by entry, between mark() and withdraw_marked()
   bool any_window_ = false, any_full_ = false;
   int32_t num_entries_ = 0;
+  int32_t most_blocks_ = 0;  // of a pool: an entry of a full group holds one
   std::vector<Entry> entries_;
   std::vector<Token> tokens_;    // [entry][block_size]
   std::vector<BlockId> blocks_;  // [entry][group]

@@ -190,6 +190,9 @@ ReplayReport replay(std::string_view log, const ReplayOptions& options) {
       case EventKind::flush:
         scheduler.flush_cache();
         break;
+      case EventKind::take_events:
+        scheduler.take_events();
+        break;
       case EventKind::pin: {
         std::vector<Token> tokens;
         c.field(tokens);
@@ -296,6 +299,9 @@ std::string redact(std::string_view log) {
       }
       case EventKind::flush:
         out.flush();
+        break;
+      case EventKind::take_events:
+        out.take_events();
         break;
       case EventKind::pin: {
         std::vector<Token> tokens;

@@ -90,7 +90,11 @@ struct ReqAccount {
 inline constexpr int32_t kNoScores = std::numeric_limits<int32_t>::max();  // a position past all
 
 // Output tokens that a req's memory is made for at once; beyond them it grows.
+#ifdef STOKER_PLANTED_BUGS
+inline constexpr int32_t kReservedOutput = 4;  // tests have short answers
+#else
 inline constexpr int32_t kReservedOutput = 512;
+#endif
 
 struct alignas(64) Req {
   // Hot: what a decode step reads and writes, in one cache line.
@@ -153,8 +157,9 @@ struct alignas(64) Req {
 
   // Kept by the scheduler.
   FinishReason finish_reason = FinishReason::none;
-  Token matched_stop = -1;  // the token that ended it, where one did
-  std::string error;        // why, where finish_reason is error
+  Token matched_stop = -1;    // the token that ended it, where one did
+  std::string error;          // why, where finish_reason is error
+  const char* why = nullptr;  // the same, while it is not written yet; see Scheduler::say_why
   WaitReason wait;
   ReqAccount account;
   TimeNs queued_since = 0;
@@ -170,6 +175,8 @@ struct alignas(64) Req {
   int32_t branch = -1;    // policy dfs-weight: the prefix cache entry it hangs under
   int32_t overtaken = 0;  // times that a later req was admitted past it while it did not fit
   bool aged = false;
+  bool in_line = false;                    // of those that have not waited too long yet,
+  Req *older = nullptr, *newer = nullptr;  // in the order in which they came to wait
   int64_t admissions_seen = 0;
   std::string parent_rid;  // of a child of a req with n > 1
 

@@ -183,6 +183,7 @@ void Scheduler::enroll(const ReqPtr& ptr, TimeNs now, Req* leader) {
     free_ids_.pop_back();
     reqs_[static_cast<size_t>(req.id)] = ptr;
   }
+  waiting_.enroll(req.id);
   by_rid_.emplace(req.rid, &req);
   req.arrival_seq = next_seq_++;
   req.seed = req.params.has_seed ? req.params.seed
@@ -211,6 +212,8 @@ void Scheduler::enroll(const ReqPtr& ptr, TimeNs now, Req* leader) {
       static_cast<size_t>(std::min<int64_t>(limit, int64_t{req.prompt_len} + kReservedOutput)));
   req.tables.assign(static_cast<size_t>(num_groups_), {});
   req.host_tables.assign(host_pools_.empty() ? 0 : static_cast<size_t>(num_groups_), {});
+  reserve_tables(req, static_cast<int32_t>(
+                          std::min<int64_t>(limit, int64_t{req.prompt_len} + kReservedOutput)));
   req.window_begins.assign(static_cast<size_t>(num_groups_), 0);
   if (prefix_) req.prefix_root = prefix_->enter(req.cache_salt);
   req.account.arrival_time = now;

@@ -11,11 +11,6 @@
 namespace stoker {
 
 void Scheduler::begin_step(TimeNs now, const BatchBuffer& out) {
-  if (steps_in_flight() > config_.overlap_depth) {
-    throw InvalidArgument("schedule: " + std::to_string(steps_in_flight()) +
-                          " steps are in flight already and overlap_depth is " +
-                          std::to_string(config_.overlap_depth) + "; commit the oldest first");
-  }
   now_ = std::max(now_, now);
   out_ = out;
   step_ = &steps_[static_cast<size_t>(next_batch_) % steps_.size()];

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "base/plan_phase.h"
 
 namespace stoker {
 namespace {
@@ -62,40 +63,59 @@ Scheduler::Scheduler(SchedulerConfig config)
       geometry.window = config_.attention_windows[static_cast<size_t>(i)];
     planners_.emplace_back(geometry);
   }
+  for (AttentionPlanner& planner : planners_) planner.reserve(config_.max_num_seqs);
   fair_ = config_.schedule_policy == Policy::fair;
   for (Seat seat = config_.max_num_seqs; seat >= 1; --seat) free_seats_.push_back(seat);
   seat_busy_until_.assign(static_cast<size_t>(config_.max_num_seqs) + 1, 0);
-  running_.reserve(static_cast<size_t>(config_.max_num_seqs) + 1);
-  chunks_.reserve(running_.capacity());
-  arriving_.reserve(running_.capacity());
-  for (StepRecord& step : steps_) step.records.resize(running_.capacity());
+  for (auto& seats : draining_seats_) seats.reserve(free_seats_.size());
+  reserve_for_plans();
 }
 
 bool Scheduler::schedule(TimeNs now, const BatchBuffer& out) {
-  begin_step(now, out);
-  if (pause_ != Pause::in_place && !fatal_) {
-    drop_late();
-    if (!arriving_.empty()) resume_arrived();
-    make_way();  // 0. whoever is outranked by the head of the queue makes way
-    do {
-      if (config_.batching == Batching::prefill_first) {
-        plan_chunks();    // 2. prefill steps and decode steps apart, prefill first
-        admit_waiting();  // 3.
-        if (at_.rows == 0) plan_decodes();
-      } else {
-        plan_decodes();   // 1. what must go on, and 4. who steps aside if KV runs out
-        admit_urgent();   // what outranks every prompt under way does not wait for them
-        plan_chunks();    // 2. what fits besides: the prompts under way,
-        admit_waiting();  // 3. and as many new ones as may enter
-      }
-    } while (at_.rows == 0 && unstick());  // an idle device with work to do always moves
+  if (steps_in_flight() > config_.overlap_depth) {
+    throw InvalidArgument("schedule: " + std::to_string(steps_in_flight()) +
+                          " steps are in flight already and overlap_depth is " +
+                          std::to_string(config_.overlap_depth) + "; commit the oldest first");
   }
-  const bool launch = finish_step();
-  if (log_ != nullptr) log_->schedule(now, launch ? &out : nullptr);
+  prepare(now);
+  bool launch = false;
+  {
+    const InPlanPhase phase(PlanPhase::deciding);
+    begin_step(now, out);
+    decide();
+    launch = finish_step();
+    if (log_ != nullptr) log_->schedule(now, launch ? &out : nullptr);
+  }
+  if (unsaid_) say_why();
   return launch;
 }
 
+void Scheduler::decide() {
+  if (pause_ == Pause::in_place || fatal_) return;
+  drop_late();
+  if (!arriving_.empty()) resume_arrived();
+  make_way();  // 0. whoever is outranked by the head of the queue makes way
+  do {
+    if (config_.batching == Batching::prefill_first) {
+      plan_chunks();    // 2. prefill steps and decode steps apart, prefill first
+      admit_waiting();  // 3.
+      if (at_.rows == 0) plan_decodes();
+    } else {
+      plan_decodes();   // 1. what must go on, and 4. who steps aside if KV runs out
+      admit_urgent();   // what outranks every prompt under way does not wait for them
+      plan_chunks();    // 2. what fits besides: the prompts under way,
+      admit_waiting();  // 3. and as many new ones as may enter
+    }
+  } while (at_.rows == 0 && unstick());  // an idle device with work to do always moves
+}
+
 const StepEvents& Scheduler::take_events() {
+  if (log_ != nullptr && !ended_.empty()) log_->take_events();
+  return tell_events();
+}
+
+const StepEvents& Scheduler::tell_events() {
+  say_why();
   std::swap(events_, told_);
   events_.clear();
   ++events_taken_;

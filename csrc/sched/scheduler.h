@@ -48,7 +48,6 @@
 
 #include <array>
 #include <cstdint>
-#include <deque>
 #include <limits>
 #include <memory>
 #include <set>
@@ -124,7 +123,8 @@ class Scheduler {
   // scheduler; null: to none. Only a log begun before the first req can be replayed.
   void log_to(EventLog* log) { log_ = log; }
 
-  // Decides the next step and writes it. False: there is nothing to launch.
+  // Decides the next step and writes it. False: there is nothing to launch. Takes effect whole, or,
+  // where memory cannot be had, throws std::bad_alloc and has changed nothing.
   bool schedule(TimeNs now, const BatchBuffer& out);
   // Takes back the oldest step in flight. The events stay valid until the next call of commit() or
   // take_events().
@@ -215,6 +215,7 @@ class Scheduler {
     int32_t running = 0, queued = 0;
     int64_t passed_over = 0;  // in which look at the queue
   };
+  struct MoveStore;
   // Transfers that are under way together, between tiers for one req, or a copy on one tier. Blocks
   // at both ends are kept from being handed out until the last ticket is back, and are let go from
   // the tail, so that the prefix cache evicts leaves first.
@@ -224,8 +225,16 @@ class Scheduler {
     int64_t id = 0;
     Ticket first = 0;
     int32_t missing = 0;
-    std::vector<uint8_t> back;  // by ticket
+    MoveStore* store = nullptr;
+    size_t back_begin = 0, num_back = 0;  // by ticket
+    size_t touched_begin = 0, num_touched = 0;
+  };
+  // What the moves that one step began keep, until all of them are over: memory that is there
+  // before the step is planned.
+  struct MoveStore {
+    std::vector<uint8_t> back;
     std::vector<std::pair<BlockPool*, BlockId>> touched;
+    int32_t num_moves = 0;  // that are not over
   };
   struct Pin {
     int64_t id;
@@ -234,7 +243,13 @@ class Scheduler {
     std::vector<std::vector<BlockId>> blocks;  // a group; of a window group perhaps fewer
   };
 
-  // schedule(): the decisions in order (scheduler.cpp, rows.cpp, admit.cpp, preemption.cpp).
+  // schedule(): the memory that a plan may need, then the decisions in order (scheduler.cpp,
+  // rows.cpp, admit.cpp, preemption.cpp).
+  void reserve_for_plans();
+  void prepare(TimeNs now);
+  void prepare_moves();
+  void decide();
+  void say_why();
   void begin_step(TimeNs now, const BatchBuffer& out);
   void plan_decodes();
   void plan_chunks();
@@ -271,6 +286,7 @@ class Scheduler {
   void weigh_branch(Req& req, int32_t add);
   void enqueue(Req& req);
   void dequeue(Req& req);
+  void leave_line(Req& req);
   void refresh_order();
   WaitingQueue::iterator next_candidate(WaitingQueue::iterator after);
   int32_t tenant_of(const Req& req);
@@ -307,6 +323,10 @@ class Scheduler {
   bool head_is_lost(Req& req);
   void leave_arriving(Req& req);
   void release_host(Req& req);
+  bool room_to_hold(int64_t blocks) const;
+  std::span<std::pair<BlockPool*, BlockId>> touched_by(const Move& move) const {
+    return std::span(move.store->touched).subspan(move.touched_begin, move.num_touched);
+  }
   Move& begin_move(Move::Kind kind, const Req& req);
   Transfer transfer(Move& move, GroupId group, Tier from, BlockId source, Tier to,
                     BlockId destination, BatchId after_step);
@@ -319,11 +339,12 @@ class Scheduler {
   // placement.cpp: seats, tables, publication.
   void charge(const Req& req, int32_t num_tokens);
   void take_seat(Req& req);
-  void reserve_table(Req& req, GroupId group);
+  void reserve_tables(Req& req, int32_t num_tokens);
+  void grown(Req& req, GroupId group);
   void leave_seat(Req& req);
   void grow_tables(Req& req, int32_t num_tokens);
   void release_window(Req& req);
-  void release_blocks(Req& req);
+  void release_blocks(Req& req, bool keep_windows = false);
   void set_tail(Req& req);
   BlockId take_block(GroupId group, ReqId owner);
   void change_table(GroupId group, Seat seat, int32_t index, BlockId block);
@@ -335,6 +356,7 @@ class Scheduler {
   void commit_rows(StepRecord& step, const ResultView& result);
   void commit_row(StepRecord& step, const RowRecord& row, const ResultView& result,
                   int32_t sampled);
+  const StepEvents& tell_events();
   void check_result(const StepRecord& step, const ResultView& result);
   void tell_rows(const StepRecord& step, size_t begin, size_t end, std::span<const Token> tokens);
   bool is_stop(const Req& req, Token token) const;
@@ -386,6 +408,8 @@ class Scheduler {
   int32_t reserved_seats_ = 0;            // and the seats kept for those whose leader runs
   std::vector<Transfer> late_transfers_;  // copies on one tier: they go out with the next step
   std::vector<Move> moves_;               // those under way, and spent ones that are used again
+  std::vector<std::unique_ptr<MoveStore>> stores_;
+  MoveStore* store_ = nullptr;  // of the step that is being planned
   int32_t num_moves_ = 0;
   int64_t last_move_ = 0;
   Ticket next_ticket_ = 1;
@@ -407,7 +431,7 @@ class Scheduler {
   std::vector<Tenant> tenants_;
   std::unordered_map<std::string, int32_t> tenant_indices_;
   bool fair_ = false;
-  std::deque<std::pair<ReqId, int64_t>> by_age_;  // as they came to wait; stale ones are skipped
+  Req *oldest_ = nullptr, *newest_ = nullptr;  // the line of those that wait, as they came to
   std::set<std::pair<TimeNs, std::pair<int64_t, ReqId>>> expiring_;
   std::vector<int32_t> branch_weights_;  // policy dfs-weight: waiting reqs under an entry
   int64_t urgent_seq_ = -1;              // arrival of the req that running ones have made way for
@@ -427,6 +451,9 @@ class Scheduler {
   BatchBuffer out_;
   std::vector<Req*> chunks_;  // prompts under way
   std::vector<Req*> passed_, victims_;
+  std::vector<ReqId> full_tables_;  // of these a table is as large as its memory
+  int32_t ends_left_ = 0;           // reqs that this plan may still end
+  bool unsaid_ = false;             // a req has ended whose error is not written yet
   std::vector<std::pair<int32_t, int32_t>> peak_;
   Req* blocked_ = nullptr;   // the first that did not fit
   double least_urgent_ = 0;  // of the running reqs, under the policies `priority` and `deadline`

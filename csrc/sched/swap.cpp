@@ -53,7 +53,9 @@ bool Scheduler::swap_is_better(const Req& req, int32_t shared) {
     count += mine;
     bytes += static_cast<double>(mine) * static_cast<double>(config_.kv_groups[i].bytes_per_block);
   }
-  if (count == 0 || at_.transfers + count > ledger_.transfers) return false;
+  if (count == 0 || at_.transfers + count > ledger_.transfers ||
+      !room_to_hold(int64_t{shared} * num_groups_))
+    return false;
   if (config_.preemption == Preemption::swap) return true;
   return 2 * bytes * ns_per_byte_ < (req.computed - shared * block_size_) * ns_per_token_;
 }
@@ -67,15 +69,25 @@ Scheduler::Move& Scheduler::begin_move(Move::Kind kind, const Req& req) {
   it->id = ++last_move_;
   it->first = next_ticket_;
   it->missing = 0;
-  it->back.clear();
-  it->touched.clear();
+  it->store = store_;
+  it->back_begin = store_->back.size();
+  it->touched_begin = store_->touched.size();
+  it->num_back = it->num_touched = 0;
+  ++store_->num_moves;
   ++num_moves_;
   return *it;
 }
 
+// Whether the moves of this step may keep so many blocks more that they do not copy.
+bool Scheduler::room_to_hold(int64_t blocks) const {
+  const auto held = static_cast<int64_t>(store_->touched.size() - 2 * store_->back.size());
+  return held + blocks <= layout_.capacity(Section::transfers);
+}
+
 void Scheduler::hold_for_move(Move& move, BlockPool& pool, BlockId block) {
   pool.begin_transfer(block);
-  move.touched.emplace_back(&pool, block);
+  move.store->touched.emplace_back(&pool, block);
+  ++move.num_touched;
 }
 
 // One copy, of which the caller tells the step.
@@ -84,7 +96,8 @@ Transfer Scheduler::transfer(Move& move, GroupId group, Tier from, BlockId sourc
   const auto g = static_cast<size_t>(group);
   hold_for_move(move, from == Tier::host ? host_pools_[g] : pools_[g], source);
   hold_for_move(move, to == Tier::host ? host_pools_[g] : pools_[g], destination);
-  move.back.push_back(0);
+  move.store->back.push_back(0);
+  ++move.num_back;
   ++move.missing;
   return {next_ticket_++,           after_step,  group, static_cast<int32_t>(from), source,
           static_cast<int32_t>(to), destination, 0};
@@ -114,9 +127,7 @@ void Scheduler::swap_out(Req& req, int32_t shared) {
     }
   }
   req.account.swapped_blocks += move.missing;
-  const std::vector<int32_t> begins = req.window_begins;
-  release_blocks(req);
-  req.window_begins = begins;
+  release_blocks(req, true);
   leave_seat(req);
   req.state = ReqState::swapping_out;
   ++num_swapped_;
@@ -152,7 +163,6 @@ void Scheduler::begin_swap_in(Req& req) {
     const auto i = static_cast<size_t>(g);
     auto& table = req.tables[i];
     const auto& host = req.host_tables[i];
-    reserve_table(req, g);
     for (int32_t k = 0; k < matched; ++k) {
       const BlockId block = prefix_->block(match_.path[static_cast<size_t>(k)], g);
       pools_[i].retain(block);
@@ -166,6 +176,7 @@ void Scheduler::begin_swap_in(Req& req) {
         continue;
       }
       table.push_back(take_block(g, req.id));
+      grown(req, g);
       if (!kept) continue;
       at_.moves[at_.transfers++] =
           transfer(move, g, Tier::host, host[k], Tier::device, table[k], committed_);
@@ -210,9 +221,7 @@ void Scheduler::release_host(Req& req) {
 // A victim on its way in: gives its device blocks back and is swapped again.
 void Scheduler::turn_back(Req& req) {
   note_preempted(req, PreemptionKind::swap);
-  const std::vector<int32_t> begins = req.window_begins;
-  release_blocks(req);
-  req.window_begins = begins;
+  release_blocks(req, true);
   leave_arriving(req);
   ++num_swapped_;
   ++req.account.swaps;
@@ -282,7 +291,7 @@ Scheduler::Move* Scheduler::move_of(Ticket ticket) {
   for (Move& move : moves_) {
     if (move.kind == Move::Kind::none || ticket < move.first) continue;
     const auto i = static_cast<size_t>(ticket - move.first);
-    if (i < move.back.size()) return move.back[i] == 0 ? &move : nullptr;
+    if (i < move.num_back) return move.store->back[move.back_begin + i] == 0 ? &move : nullptr;
   }
   return nullptr;
 }
@@ -290,13 +299,15 @@ Scheduler::Move* Scheduler::move_of(Ticket ticket) {
 void Scheduler::take_ticket(Ticket ticket) {
   Move* const move = move_of(ticket);
   if (move == nullptr) return;  // named twice
-  move->back[static_cast<size_t>(ticket - move->first)] = 1;
+  move->store->back[move->back_begin + static_cast<size_t>(ticket - move->first)] = 1;
   if (--move->missing == 0) end_move(*move);
 }
 
 void Scheduler::end_move(Move& move) {
-  for (size_t i = move.touched.size(); i > 0; --i)
-    move.touched[i - 1].first->end_transfer(move.touched[i - 1].second);
+  const auto touched = touched_by(move);
+  for (size_t i = touched.size(); i > 0; --i)
+    touched[i - 1].first->end_transfer(touched[i - 1].second);
+  --move.store->num_moves;
   const Move::Kind kind = move.kind;
   move.kind = Move::Kind::none;
   --num_moves_;

@@ -1,16 +1,27 @@
 // The ordered set behind the waiting queue.
 #include "sched/waiting_queue.h"
 
+#include <utility>
+
 #include "base/check.h"
 
 namespace stoker {
 
+void WaitingQueue::enroll(ReqId id) {
+  if (static_cast<size_t>(id) >= places_.size())
+    places_.resize(static_cast<size_t>(id) + 1, items_.end());
+  const size_t all = items_.size() + spare_.size() + 1;
+  if (spare_.capacity() < all) spare_.reserve(2 * all);
+  Order fresh;
+  spare_.push_back(fresh.extract(fresh.insert(Item{}).first));
+}
+
 void WaitingQueue::insert(Req& req, const QueueKey& key) {
-  if (static_cast<size_t>(req.id) >= places_.size())
-    places_.resize(static_cast<size_t>(req.id) + 1, items_.end());
-  const auto [it, fresh] = items_.insert({key, &req});
-  check(fresh, "a req is in the waiting queue once");
-  places_[static_cast<size_t>(req.id)] = it;
+  spare_.back().value() = {key, &req};
+  const auto made = items_.insert(std::move(spare_.back()));
+  check(made.inserted, "a req is in the waiting queue once");
+  spare_.pop_back();
+  places_[static_cast<size_t>(req.id)] = made.position;
 }
 
 bool WaitingQueue::contains(const Req& req) const {
@@ -18,7 +29,11 @@ bool WaitingQueue::contains(const Req& req) const {
          places_[static_cast<size_t>(req.id)] != items_.end();
 }
 
-void WaitingQueue::erase(const Req& req) { erase(places_[static_cast<size_t>(req.id)]); }
+void WaitingQueue::erase(const Req& req) {
+  auto& place = places_[static_cast<size_t>(req.id)];
+  spare_.push_back(items_.extract(place));
+  place = items_.end();
+}
 
 void WaitingQueue::rekey(const Req& req, const QueueKey& key) {
   auto& place = places_[static_cast<size_t>(req.id)];

@@ -25,7 +25,7 @@ class WaitingQueue {
  public:
   struct Item {
     QueueKey key;
-    Req* req;
+    Req* req = nullptr;
     bool operator<(const Item& other) const {
       return (key <=> other.key) == std::partial_ordering::less;
     }
@@ -33,12 +33,12 @@ class WaitingQueue {
   using Order = std::set<Item>;
   using iterator = Order::iterator;
 
+  // Room for one req more, which may come and go until leave(): insert() and erase() allocate
+  // nothing.
+  void enroll(ReqId id);
+  void leave() { spare_.pop_back(); }
   void insert(Req& req, const QueueKey& key);
   void erase(const Req& req);
-  iterator erase(iterator it) {
-    places_[static_cast<size_t>(it->req->id)] = items_.end();
-    return items_.erase(it);
-  }
   // Moves a waiting req to where its new key belongs. Allocates nothing.
   void rekey(const Req& req, const QueueKey& key);
   const QueueKey& key_of(const Req& req) const { return places_[static_cast<size_t>(req.id)]->key; }
@@ -56,7 +56,8 @@ class WaitingQueue {
 
  private:
   Order items_;
-  std::vector<iterator> places_;  // by ReqId
+  std::vector<iterator> places_;         // by ReqId
+  std::vector<Order::node_type> spare_;  // of the reqs that are enrolled and do not wait
 };
 
 }  // namespace stoker

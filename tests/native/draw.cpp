@@ -139,6 +139,13 @@ Workload draw(uint64_t seed) {
       if (scoring.chance(25)) r.params.prompt_logprobs = scoring.between(0, 2);
     }
   }
+  if (scoring.chance(30)) {
+    w.config.attention.num_decode_workers = scoring.pick<int32_t>({1, 2, 7, 32});
+    w.config.attention.num_decode_heads = scoring.between(1, 4);
+    w.config.attention.num_kv_heads = scoring.between(1, 2);
+    w.config.attention.prefill_tile_tokens = scoring.pick<int32_t>({0, 16});
+    w.config.attention.num_prefill_workers = scoring.between(1, 8);
+  }
   return w;
 }
 

@@ -1,6 +1,7 @@
 // Runs random workloads one after the other and says which seeds showed a problem.
 //
-//   random_workloads [--first SEED] [--count N] [--threads] [--bug NAME] [--list-bugs] [--verbose]
+//   random_workloads [--first SEED] [--count N] [--threads] [--failing-plans] [--bug NAME]
+//                    [--list-bugs] [--verbose]
 //
 // Exit code 0: none; 1: some; 2: called wrongly. With --bug (a build with STOKER_PLANTED_BUGS) it
 // stops at the first.
@@ -10,14 +11,15 @@
 #include <string>
 
 #include "base/planted_bugs.h"
+#include "short_memory.h"
 #include "workload.h"
 
 namespace {
 
 int usage(const char* what) {
   std::fprintf(stderr,
-               "%s\nusage: random_workloads [--first SEED] [--count N] [--threads] [--bug NAME] "
-               "[--list-bugs] [--verbose]\n",
+               "%s\nusage: random_workloads [--first SEED] [--count N] [--threads] "
+               "[--failing-plans] [--bug NAME] [--list-bugs] [--verbose]\n",
                what);
   return 2;
 }
@@ -35,6 +37,7 @@ int main(int argc, char** argv) {
   uint64_t first = 0;
   uint64_t count = 100;
   bool threads = false;
+  bool failing_plans = false;
   bool verbose = false;
   bool bug = false;
   for (int i = 1; i < argc; ++i) {
@@ -46,6 +49,8 @@ int main(int argc, char** argv) {
       count = std::strtoull(argv[++i], nullptr, 10);
     } else if (arg == "--threads") {
       threads = true;
+    } else if (arg == "--failing-plans") {
+      failing_plans = true;
     } else if (arg == "--verbose") {
       verbose = true;
     } else if (arg == "--list-bugs") {
@@ -63,7 +68,8 @@ int main(int argc, char** argv) {
   }
   uint64_t wrong = 0;
   for (uint64_t seed = first; seed < first + count; ++seed) {
-    const stoker::test::Workload w = stoker::test::draw(seed);
+    stoker::test::Workload w = stoker::test::draw(seed);
+    w.failing_plans = failing_plans;
     if (verbose) {
       std::printf("%s\n", w.describe().c_str());
       std::fflush(stdout);
@@ -75,6 +81,11 @@ int main(int argc, char** argv) {
     for (const std::string& p : problems) std::printf("  %s\n", p.c_str());
     std::fflush(stdout);
     if (bug) break;
+  }
+  if (failing_plans) {
+    const auto failed = static_cast<long long>(stoker::test::short_memory().failed);
+    std::printf("%lld plans failed\n", failed);
+    wrong += failed == 0;
   }
   std::printf("%llu workloads, %llu with problems\n", static_cast<unsigned long long>(count),
               static_cast<unsigned long long>(wrong));

@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "loop/worker_executor.h"
+#include "short_memory.h"
 #include "workload.h"
 
 namespace stoker::test {
@@ -151,6 +152,7 @@ class Judge {
     for (const sim::Violation& v : executor_.violations()) {
       problem(v.check + ":" + v.message + " in batch " + std::to_string(v.batch_id));
     }
+    if (asked_while_deciding > 0) problem("memory: a plan asked for some while it was decided");
     if (loop_.num_stalls() > 0) problem("stall: reqs to run, nothing in flight, nothing launched");
     if (scheduler.num_running() > w_.config.max_num_seqs) problem("seats: more run than there are");
     for (GroupId g = 0; g < static_cast<GroupId>(w_.executor.groups.size()); ++g) {
@@ -308,10 +310,17 @@ int64_t most_turns(const Workload& w) {
 
 }  // namespace
 
-std::vector<std::string> run_by_turns(const Workload& w) {
+namespace {
+
+// One run. With `memory_is_short` a plan fails now and then and is made again; `events` is the log
+// of what came in and was decided.
+std::vector<std::string> run_once(const Workload& w, bool memory_is_short, std::string& events) {
   sim::ScriptedExecutor executor(w.executor);
   TurnClock clock;
   EngineLoop loop(w.config, executor, {}, &clock);
+  EventLog log(loop.scheduler().config());
+  if (w.failing_plans) loop.scheduler().log_to(&log);
+  Random random(sim::mix(w.seed + 1));
   Judge judge(w, loop, executor);
   Outputs out;
   std::vector<ReqKey> keys(w.reqs.size(), -1);
@@ -340,7 +349,13 @@ std::vector<std::string> run_by_turns(const Workload& w) {
           }
         }
       }
+      ShortMemory& memory = short_memory();
+      if (memory_is_short) {
+        memory.fails_in = random.chance(70) ? random.between(0, 3) : -1;
+        memory.failures = 1;
+      }
       const bool busy = loop.turn();
+      memory.fails_in = -1;
       loop.outbox().poll(out);
       judge.read(out);
       if (loop.stats().failure.empty()) judge.check_turn();
@@ -352,7 +367,25 @@ std::vector<std::string> run_by_turns(const Workload& w) {
     judge.problem(std::string("thrown: ") + error.what());
   }
   if (judge.clean()) judge.check_end();
+  events = log.bytes();
   return judge.take();
+}
+
+}  // namespace
+
+std::vector<std::string> run_by_turns(const Workload& w) {
+  std::string events;
+  std::vector<std::string> problems = run_once(w, false, events);
+  if (!w.failing_plans || !problems.empty()) return problems;
+  // A plan that failed leaves no trace: what is decided then is decided as if it had not been
+  // tried.
+  std::string with_failures;
+  problems = run_once(w, true, with_failures);
+  if (events != with_failures) problems.push_back("failed plans: they change what is decided");
+  if (const ReplayReport report = replay(with_failures); report.first_difference != 0)
+    problems.push_back("failed plans: the log is replayed differently: step " +
+                       std::to_string(report.first_difference) + ", " + report.what);
+  return problems;
 }
 
 std::vector<std::string> run_on_threads(const Workload& workload) {

@@ -46,6 +46,7 @@ struct ReqSpec {
 
 struct Workload {
   uint64_t seed = 0;
+  bool failing_plans = false;  // memory is short now and then while a plan is prepared
   SchedulerConfig config;
   sim::ScriptedConfig executor;
   std::vector<ReqSpec> reqs;

@@ -31,6 +31,13 @@ def test_short_on_threads(native_tests: Path) -> None:
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
 
+def test_short_with_failing_plans(native_tests: Path) -> None:
+    """Plans that find no memory, at any of the places that ask for some, leave no trace: the event log is the same, byte
+    for byte, as without them, and is replayed to the same batches. While a step is decided nothing is asked for."""
+    done = run(native_tests / "random_workloads", "--count", "400", "--failing-plans")
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
 @pytest.mark.parametrize("seed", [200361])
 def test_seeds_that_once_failed(native_tests: Path, seed: int) -> None:
     """200361: a block that drained, was used again and drained again settled at its first place, before the blocks that
@@ -47,6 +54,11 @@ def test_long(native_tests: Path) -> None:
     assert done.returncode == 0, done.stdout[-4000:]
     done = run(
         native_tests / "random_workloads", "--first", "2000000", "--count", "2000", "--threads", timeout=3000
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    done = run(
+        *(native_tests / "random_workloads", "--first", "3000000", "--count", "10000", "--failing-plans"),
+        timeout=3000,
     )
     assert done.returncode == 0, done.stdout[-4000:]
 

@@ -72,6 +72,22 @@ def test_replays_the_same(policy: str) -> None:
     assert (report.num_steps, report.first_difference, report.what) == (steps, 0, "")
 
 
+def test_news_taken_between_commits_replay_the_same() -> None:
+    """Handles of ended reqs go to others when their end was told, which the loop may ask for between commits too: they
+    are in the seat changes, so a replay has to give out the same ones."""
+    s = Scheduler(SchedulerConfig(num_blocks=20, block_size=4, max_num_seqs=4, max_num_batched_tokens=16))
+    s.start_log()
+    for i in range(6):
+        s.add(Req(f"r{i}", [1, 2, 3 + i], SamplingParams(max_tokens=1 + i % 2)))
+        batch = s.schedule()
+        assert batch is not None
+        s.commit(batch, [5] * batch.num_sampled_rows)
+        for _ in range(i % 3):
+            s.take_events()
+    report = replay(s.log())
+    assert (report.num_steps, report.first_difference, report.what) == (6, 0, "")
+
+
 @pytest.mark.parametrize("preemption", ["auto", "swap"])
 def test_swaps_replay_the_same(preemption: str) -> None:
     """Rates and returned tickets are events: the choice between recompute and swap is made again as it was."""
