@@ -35,6 +35,16 @@ def test_docker_commands_are_options_of_serve() -> None:
     assert re.search(r"127\.0\.0\.1:\d+(/\w+)", text)[1] in GET
 
 
+def test_the_images_volume_belongs_to_its_user() -> None:
+    """A volume whose folder is not there before is root's, and the server cannot fetch a model into it."""
+    text = (DEPLOY / "Dockerfile").read_text()
+    volume = re.search(r"^VOLUME (\S+)$", text, re.MULTILINE)[1]
+    user = re.search(r"^USER (\S+)$", text, re.MULTILINE)[1]
+    assert f"install -d -o {user} -g {user} {volume}\n" in text
+    assert text.index(f"install -d -o {user}") < text.index("\nVOLUME")
+    assert f"HF_HOME={volume}" in text
+
+
 def test_the_kubernetes_example() -> None:
     """Every document parses, its arguments are options of serve, its probes ask endpoints that there are, and the drain ends
     before the pod is killed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -31,3 +32,28 @@ def test_bitmask_is_bit_by_bit() -> None:
     mask = bitmask(tokens, 3)
     assert mask.dtype == np.int32
     assert [t for t in range(96) if int(mask[t // 32]) >> (t % 32) & 1] == tokens
+
+
+def test_masks_are_the_same_on_any_number_of_threads() -> None:
+    """One after another where there are few cores or few rows, else by a pool: the same bits, and each row its own."""
+    found = []
+    for threads in (1, 2):
+        grammars = Grammars(TOKENIZER.read_text, 2816, (0,))
+        grammars._threads = threads
+        forms = [{"regex": f"[a-{last}]{{2,40}}"} for last in "cegikmoq"]
+        numbers = [grammars.open(SamplingParams(structured_outputs=form)) for form in forms]  # type: ignore[arg-type]
+        settled = threading.Semaphore(0)
+        for number in numbers:
+            grammars.when_done(number, lambda error, settled=settled: settled.release())
+        assert all(settled.acquire(timeout=20) for _ in numbers)
+        masks, failed = grammars.fill([(key, number, 0, []) for key, number in enumerate(numbers)])
+        assert not failed
+        masks = masks.copy()  # the next call overwrites it
+        first = [next(t for t in range(300, 2816) if row[t // 32] >> (t % 32) & 1) for row in masks]
+        more, failed = grammars.fill([(key, n, 1, [first[key]]) for key, n in enumerate(numbers)])
+        found.append((masks, more.copy()))
+        assert not failed
+        grammars.shutdown()
+    assert np.array_equal(found[0][0], found[1][0])
+    assert np.array_equal(found[0][1], found[1][1])
+    assert len({row.tobytes() for row in found[0][0]}) == len(found[0][0])

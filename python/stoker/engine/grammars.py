@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 COMPILE_SECONDS = 20.0
 """A grammar that takes longer is refused; what it may cost at all is bounded by llguidance's limits."""
 _CACHED = 256
+_FEW = 4
+"""Masks that are made one after another: waking threads takes longer."""
 
 Done = Callable[[str | None], None]
 """Called once: with None when the grammar is there, else with why it is refused."""
@@ -90,6 +92,7 @@ class Grammars:
         self._tails: dict[
             int, list[int]
         ] = {}  # an answer's last tokens, where words of several are ruled out
+        self._threads = min(8, (os.cpu_count() or 1) // 2)
         self._executor: Any = None
         self._masks = np.zeros((16, self._words), np.int32)
 
@@ -237,7 +240,8 @@ class Grammars:
         self, rows: list[tuple[int, int, int, list[int]]], masks: npt.NDArray[np.int32]
     ) -> list[tuple[int, str]]:
         """Fills the masks of the rows that have a grammar; returns those that cannot go on."""
-        matchers, consume = [], []
+        matchers: list[tuple[Any, int]] = []
+        consume: list[tuple[Any, int]] = []
         for index, (key, number, _, tokens) in enumerate(rows):
             compiled = self._uses[number].compiled
             if compiled is None:
@@ -252,13 +256,14 @@ class Grammars:
             matchers.append((matcher, index))
         if not matchers:
             return []
-        if self._executor is None:
-            import llguidance
-
-            self._executor = llguidance.LLExecutor(max(1, min(8, (os.cpu_count() or 1) // 2)))
-        if consume:
-            self._executor.consume_token_par(consume)
-        self._executor.unsafe_compute_mask_ptr(matchers, masks.ctypes.data, 4 * self._words, len(rows))
+        if self._threads > 1 and len(matchers) > _FEW:
+            self._fill_on_threads(matchers, consume, masks)
+        else:
+            for matcher, token in consume:
+                matcher.consume_token(token)
+            size = 4 * self._words
+            for matcher, index in matchers:
+                matcher.unsafe_compute_mask_ptr(masks.ctypes.data + index * size, size)
         failed = []
         for matcher, index in matchers:
             _, number, outputs, _ = rows[index]
@@ -267,6 +272,17 @@ class Grammars:
             elif (use := self._uses[number]).special:
                 self._mind_ends(use, matcher, masks[index], outputs)
         return failed
+
+    def _fill_on_threads(
+        self, matchers: list[tuple[Any, int]], consume: list[tuple[Any, int]], masks: npt.NDArray[np.int32]
+    ) -> None:
+        if self._executor is None:
+            import llguidance
+
+            self._executor = llguidance.LLExecutor(self._threads)
+        if consume:
+            self._executor.consume_token_par(consume)
+        self._executor.unsafe_compute_mask_ptr(matchers, masks.ctypes.data, 4 * self._words, len(masks))
 
     def _mind_ends(self, use: _Use, matcher: Any, mask: npt.NDArray[np.int32], outputs: int) -> None:
         """Ends of any kind only where the grammar accepts and the request wants one, unless nothing else can follow."""
