@@ -124,7 +124,7 @@ def sample(
     logprobs: LogprobBuffers | None = None,
 ) -> None:
     """One token for each row of logits° [N, V] by its seat's parameters, into out_tokens int32 [N]; see
-    reference.sample.
+    reference.sample. On a GPU V is at most 2^20 - 1.
     """
     backend: Backend = CPU if logits.is_cpu else backend_of(logits)
     if backend.sample is None:
