@@ -1,19 +1,21 @@
 """How well the simulator predicts: a cost model fitted to one recorded run of the demo model on this machine's CPU, and another run
 with another rate and other lengths, predicted before it is made.
 
-    python benchmarks/sim_fidelity.py                               # pairs 1 to 5, a minute or two each; --pair 3: that one alone
+    python benchmarks/sim_fidelity.py                               # pairs 1 to 5, a minute to two each; --pair 3: that one alone
     python benchmarks/sim_fidelity.py --report build/fidelity/cpu   # benchmarks/results/sim_fidelity.{json,md}
-    python benchmarks/sim_fidelity.py --device cuda                 # a 0.6B model with random weights on a GPU
+    python benchmarks/sim_fidelity.py --device cuda --seconds 10    # a 0.6B model with random weights on a GPU
 
 A pair: run A is recorded and a cost model fitted to it, what it says of run B is written to a file, run B is made. A run has at least
-1,000 reqs and lasts at least `--seconds` (20), in ten parts; before, between and after them a probe is timed: a fixed few prompts and
-decodes. What B's probes took over A's, in the mean, rescales the model's step times; that is all the prediction takes from run B.
-What is written before stands: the cost model, the reqs and their times, and the figures for a few speeds. A prediction is the mean of
-ten simulations that differ in their noise.
+1,000 reqs and lasts about `--seconds` (20) or longer, in ten parts. The probe (fidelity_run.py) is timed before and after each part and
+whenever nothing runs; a part's speed is what its probes took over A's in the mean, for steps with a chunk and for those without, drawn
+to the run's mean as far as single probes scatter. The fit takes the speed of A's parts out, the prediction puts that of B's parts in:
+that is all it takes from run B. What is written before stands: the cost model, the reqs and their times, and the figures for a few
+speeds. A prediction is the mean of ten simulations that differ in their noise.
 
 Reqs come at planned times (Poisson), and time to first token counts from there. Load: the rate of arrivals over the rate at which
 the fitted model answers the same reqs when they are all there. The recorded steps of both runs are then repeated in virtual time, and
-their batches compared row by row. On a CPU one thread computes: the loop has a core of its own.
+their batches compared row by row. On a CPU one thread computes: the loop has a core of its own. What of the error is the model's own is
+told beside: each run as predicted by its own fit.
 """
 
 from __future__ import annotations
@@ -269,8 +271,8 @@ def report(folders: list[Path]) -> None:
         "# The simulator's predictions beside what was then measured",
         "",
         "`python benchmarks/sim_fidelity.py`; its head says what a pair is. Each cell: predicted / measured (error). Times in ms, throughput in",
-        "output tokens a second. Speed: what the probe took during B over during A. The last column: the recorded step times of runs A and B",
-        "repeated in virtual time, batches compared row by row.",
+        "output tokens a second. Speed: what the probe took during B over during A, its steps with a chunk and those without. The last column: the",
+        "recorded step times of runs A and B repeated in virtual time, batches compared row by row.",
         "",
     ]
     kept = RESULTS / "sim_fidelity.json"
@@ -279,7 +281,7 @@ def report(folders: list[Path]) -> None:
         records = [json.loads(path.read_text()) for path in sorted(folder.glob("pair*.json"))]
         records = [r for r in records if "measured" in r["b"]]
         for record in records:
-            for name in ("noise", "noise_of_size", "launch_of_size"):
+            for name in ("beyond_of_size", "noise", "noise_of_size", "launch_of_size"):
                 record["fit"]["cost_model"].pop(name, None)
         found[folder.name] = {"pairs": records}
     for kind in found.values():

@@ -168,9 +168,13 @@ def test_a_fit_takes_out_how_slow_the_machine_was() -> None:
     """A run whose second half ran on half the machine, told so, gives the model of the whole machine."""
     true = CostModel(step=2e6, token=3e4, decodes_step=1.3e6, decodes_row=1.2e5, decodes_kv=400.0)
     slow = CostModel(**{name: 2 * v if isinstance(v, float) else v for name, v in cost_dict(true).items()})
-    steps = [*recorded(true, 20.0, 6).steps, *recorded(slow, 20.0, 7).steps]
-    half = len(recorded(true, 20.0, 6).steps)
-    found = fit(steps, slowness=[1.0] * half + [2.0] * (len(steps) - half)).cost
+    first, second = recorded(true, 20.0, 6).steps, recorded(slow, 20.0, 7).steps
+    steps = [*first, *second]
+    fitted = fit(steps, slowness=[1.0] * len(first) + [2.0] * len(second))
+    assert fitted.num_steps == len(steps), (
+        "the second run's clock begins at 0 again: its steps count all the same"
+    )
+    found = fitted.cost
     work = {"rows": 4, "tokens": 4, "sampled": 4, "decode_kv": 500.0}
     assert found.device_ns(**work) == pytest.approx(true.device_ns(**work), rel=0.02)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="1 speeds for 2 steps"):
@@ -203,7 +207,11 @@ def test_a_fit_needs_steps_and_a_cost_file_needs_sense(tmp_path: Path) -> None:
         ("{", "not readable as JSON"),
         ('{"cost_model": {"speed": 1}}', "'speed' is no coefficient"),
         ('{"cost_model": {"step": -1}}', "step must be 0 or more"),
-        ('{"cost_model": {"beyond_of_size": ["a"]}}', "beyond_of_size must be numbers"),
+        ('{"cost_model": {"step": 1e999}}', "step must be a number"),
+        ('{"cost_model": {"window": 1.5}}', "window must be a whole number"),
+        ('{"cost_model": {"beyond_of_size": ["a"]}}', "beyond_of_size must be a list of numbers"),
+        ('{"cost_model": {"noise": 5}}', "noise must be a list of numbers"),
+        ('{"cost_model": {"noise_of_size": [1]}}', "noise_of_size must be a list of lists"),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=f"{path}.*{says}"):

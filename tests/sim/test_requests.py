@@ -49,7 +49,18 @@ def test_an_azure_trace(tmp_path: Path) -> None:
     [
         (MOONCAKE + '{"timestamp": 1, "input_length": 5}\n', "line 3: output_length is missing"),
         (MOONCAKE + "not json\n", "line 3: not a line of a Mooncake trace"),
-        (MOONCAKE.replace("700", "-1"), "line 1: not a line .*at least 1"),
+        (MOONCAKE.replace("700", "-1"), "line 1: not a line .*whole numbers of 1 to"),
+        (MOONCAKE.replace("700", "3" * 30), "line 1: not a line .*whole numbers of 1 to"),
+        (
+            MOONCAKE + '{"timestamp": NaN, "input_length": 5, "output_length": 5}\n',
+            "line 3: .*timestamp must be",
+        ),
+        (
+            MOONCAKE + '{"timestamp": 1e999, "input_length": 5, "output_length": 5}\n',
+            "line 3: .*timestamp must be",
+        ),
+        (MOONCAKE.replace("[7, 9]", f"[{10**25}]"), "line 2: not a line .*hash_ids"),
+        (AZURE + "2023-11-16 18:15:51,3000000000,3\n", "line 4: not a line .*must be 1 to"),
         (MOONCAKE.replace("[7, 9]", '["x"]'), "line 2: not a line .*hash_ids"),
         (AZURE + "2023-11-16 18:15:51,many,3\n", "line 4: not a line of an Azure trace"),
         (AZURE + "2023-11-16 18:15:51,4\n", "line 4: not a line of an Azure trace"),

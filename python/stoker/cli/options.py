@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from stoker.config import EngineConfig
@@ -94,3 +95,10 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
     """What `add_sampling_arguments` found on the command line, as keyword arguments of SamplingParams."""
     prefix = "sampling_"
     return {name.removeprefix(prefix): value for name, value in vars(args).items() if name.startswith(prefix)}
+
+
+def check_folder(path: str) -> None:
+    """That a file can be put there: before minutes of work, not after. Raises ValueError."""
+    folder = Path(path).resolve().parent
+    if not folder.is_dir():
+        raise ValueError(f"{path}: there is no folder {folder}")

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stoker.cli.options import check_folder
 from stoker.cli.simulate_options import add_scenario_arguments, scenario_of, slo_of, value_of
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def _run(args: argparse.Namespace) -> int:
     scenario, slo = _asked(args)
     for path in (args.json, args.record):
         if path not in (None, "-"):
-            _check_folder(path)
+            check_folder(path)
     requests, setting = scenario.requests(), scenario.setting()
     simulation = prepare(setting, requests, record=args.record is not None)
     began = time.perf_counter()
@@ -109,7 +110,7 @@ def _asked(args: argparse.Namespace) -> tuple[Scenario, Any]:
     if args.plot is not None and Path(args.plot).suffix.lower() not in _ENDS:
         raise ValueError(f"--plot {args.plot}: its name must end in one of {', '.join(_ENDS)}")
     if args.plot is not None:
-        _check_folder(args.plot)
+        check_folder(args.plot)
     scenario = scenario_of(args)
     varied = {text.partition("=")[0] for text in getattr(args, "vary", [])}
     comes = scenario.trace or scenario.rate or scenario.users or varied & {"rate", "users", "trace"}
@@ -204,7 +205,7 @@ def _fit(args: argparse.Namespace) -> int:
     from stoker.sim.fit import fit
     from stoker.viz.trace import Trace
 
-    _check_folder(args.out)
+    check_folder(args.out)
     traces: list[Trace] = [Trace.load(path) for path in args.traces]
     found = fit([step for trace in traces for step in trace.steps], noise=args.noise)
     text = json.dumps(
@@ -248,13 +249,6 @@ def _replay(args: argparse.Namespace) -> int:
             "Record with --no-enable-prefix-caching to compare, or repeat an event log: `stoker trace replay`"
         )
     return 1
-
-
-def _check_folder(path: str) -> None:
-    """Before minutes of work, not after."""
-    folder = Path(path).resolve().parent
-    if not folder.is_dir():
-        raise ValueError(f"{path}: there is no folder {folder}")
 
 
 def _write(report: dict[str, Any], path: str | None) -> bool:

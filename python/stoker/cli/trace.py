@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stoker.cli.options import add_engine_arguments, engine_options
+from stoker.cli.options import add_engine_arguments, check_folder, engine_options
 
 if TYPE_CHECKING:
     from stoker.viz.trace import Trace
@@ -112,7 +112,7 @@ def _record(args: argparse.Namespace) -> int:
             f"--max-prompt-tokens {args.max_prompt_tokens}: the demo's requests need at least 60"
         )
     prompts = None if args.file is None else _prompts(args.file)
-    _check_folder(args.out)
+    check_folder(args.out)
     options = {"max_num_seqs": 8, "max_num_batched_tokens": 256, "num_kv_blocks": 384, "progress": False}
     from stoker.cli.demo_load import LiveRun, make_requests
     from stoker.llm import LLM
@@ -161,7 +161,7 @@ def _replay(args: argparse.Namespace) -> int:
     else:
         print(f"{done}: the same batches{'' if report.redacted else ', byte for byte'}")
     if args.redact is not None:
-        _check_folder(args.redact)
+        check_folder(args.redact)
         Path(args.redact).write_bytes(redact(log))
         print(args.redact)
     return 1 if report.first_difference else 0
@@ -178,13 +178,6 @@ def _prompts(path: str) -> list[str]:
     return prompts
 
 
-def _check_folder(path: str) -> None:
-    """Before minutes of work, not after."""
-    folder = Path(path).resolve().parent
-    if not folder.is_dir():
-        raise ValueError(f"{path}: there is no folder {folder}")
-
-
 def _load(path: str) -> Trace:
     from stoker.viz.trace import Trace
 
@@ -195,7 +188,7 @@ def _plot(args: argparse.Namespace) -> int:
     end = Path(args.out).suffix.lower()
     if end not in _ENDS:
         raise ValueError(f"--out {args.out}: its name must end in one of {', '.join(_ENDS)}")
-    _check_folder(args.out)
+    check_folder(args.out)
     traces = [_load(path) for path in args.trace]
     names = args.name or [
         str(trace.config.get("batching", Path(path).stem))
@@ -220,7 +213,7 @@ def _plot(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     from stoker.viz.perfetto import save_perfetto
 
-    _check_folder(args.out)
+    check_folder(args.out)
     save_perfetto(_load(args.trace), args.out)
     print(args.out)
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -150,15 +151,24 @@ def cost_from_file(path: str | Path) -> CostModel:
     unknown = sorted(set(given) - set(COST_FIELDS))
     if unknown:
         raise ValueError(f"{path}: {unknown[0]!r} is no coefficient; allowed are {', '.join(COST_FIELDS)}")
+    default = CostModel()
     for name, value in given.items():
         numbers = value if name in (*_LISTS, *_OF_SIZE) and isinstance(value, list) else [value]
         if name in _OF_SIZE and all(isinstance(each, list) for each in numbers):
             numbers = [v for each in numbers for v in each]
-        if not all(isinstance(v, int | float) for v in numbers):
-            raise ValueError(f"{path}: {name} must be numbers, not {value!r}")
+        elif name in _OF_SIZE:
+            raise ValueError(f"{path}: {name} must be a list of lists of numbers, not {value!r}")
+        wanted = type(getattr(default, name))
+        if (wanted is not float and not isinstance(value, wanted)) or not all(map(_is_number, numbers)):
+            what = {int: "a whole number", float: "a number"}.get(wanted, "a list of numbers")
+            raise ValueError(f"{path}: {name} must be {what}, not {value!r}")
         if name != "beyond_of_size" and min(numbers, default=0) < 0:
             raise ValueError(f"{path}: {name} must be 0 or more, not {value!r}")
     return CostModel(**given)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _read(path: str | Path) -> dict[str, Any]:

@@ -3,7 +3,8 @@ left, size by size, as ratios to draw from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -168,23 +169,35 @@ def _least_squares(features: Floats, target: Floats, took: Floats) -> tuple[Floa
 def device_times(steps: Sequence[RecordedStep]) -> list[int]:
     """How long the device had each, in nanoseconds: from its launch, or the end of the step before, to its result. Where the host
     came for the result so late that it was there already (launching the next step held it up), to when the device was done."""
-    times, free = [], 0
-    for step in steps:
-        start = max(step.launched, free)
-        waited = step.stats["collect_ns"] > _NO_WAIT * (step.end - start)
-        device = int(step.stats["device_ns"])
-        free = step.end if waited or not device else min(step.end, start + device)
-        times.append(free - start)
+    times: list[int] = []
+    for run in _runs(steps):
+        free = 0
+        for step in run:
+            start = max(step.launched, free)
+            waited = step.stats["collect_ns"] > _NO_WAIT * (step.end - start)
+            device = int(step.stats["device_ns"])
+            free = step.end if waited or not device else min(step.end, start + device)
+            times.append(free - start)
     return times
 
 
 def _after(steps: Sequence[RecordedStep]) -> list[int]:
     """From each result to the next turn of the loop that launches something; without those where it had nothing to launch."""
-    began = np.array([step.stats["began"] for step in steps])
-    ends = np.array([step.end for step in steps])
-    places = np.searchsorted(began, ends)
-    gaps = began[places[places < len(began)]] - ends[places < len(began)]
-    return [int(gap) for gap in gaps if gap < 1e6]
+    gaps: list[int] = []
+    for run in _runs(steps):
+        began = np.array([step.stats["began"] for step in run])
+        ends = np.array([step.end for step in run])
+        places = np.searchsorted(began, ends)
+        after = began[places[places < len(began)]] - ends[places < len(began)]
+        gaps += [int(gap) for gap in after if gap < 1e6]
+    return gaps
+
+
+def _runs(steps: Sequence[RecordedStep]) -> Iterator[Sequence[RecordedStep]]:
+    """Each by itself: where a clock goes back, another run begins."""
+    begins = [at for at in range(1, len(steps)) if steps[at].launched < steps[at - 1].launched]
+    for begin, end in itertools.pairwise([0, *begins, len(steps)]):
+        yield steps[begin:end]
 
 
 def _features(work: Floats, knee: int) -> Floats:

@@ -219,6 +219,10 @@ def load_trace(path: str | Path) -> Requests:
     )
 
 
+_MOST_TOKENS, _MOST_ID, _MOST_SECONDS = 2**31 - 1, 2**63 - 1, 1e10
+"""What the core's counters hold."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Row:
     line: int
@@ -236,12 +240,14 @@ def _mooncake(path: str, lines: Iterator[str]) -> Iterator[_Row]:
             raw = json.loads(line)
             ids = raw.get("hash_ids", [])
             row = _Row(number, float(raw["timestamp"]) / 1e3, raw["input_length"], raw["output_length"], ids)
-            if not all(type(v) is int and v >= 1 for v in (row.prompt, row.answer)):
-                raise ValueError("input_length and output_length must be whole numbers of at least 1")
-            if row.seconds < 0:
-                raise ValueError("timestamp must be 0 or more")
-            if not isinstance(ids, list) or not all(type(i) is int and i >= 0 for i in ids):
-                raise ValueError("hash_ids must be a list of whole numbers, 0 or more")
+            if not all(type(v) is int and 1 <= v <= _MOST_TOKENS for v in (row.prompt, row.answer)):
+                raise ValueError(
+                    f"input_length and output_length must be whole numbers of 1 to {_MOST_TOKENS}"
+                )
+            if not 0 <= row.seconds <= _MOST_SECONDS:
+                raise ValueError(f"timestamp must be 0 to {1e3 * _MOST_SECONDS:g} milliseconds")
+            if not isinstance(ids, list) or not all(type(i) is int and 0 <= i <= _MOST_ID for i in ids):
+                raise ValueError(f"hash_ids must be a list of whole numbers, 0 to {_MOST_ID}")
         except KeyError as error:
             raise ValueError(f"{path}, line {number}: {error.args[0]} is missing") from None
         except (ValueError, TypeError, AttributeError) as error:
@@ -266,8 +272,8 @@ def _azure(path: str, lines: Iterator[str]) -> Iterator[_Row]:
             # Azure writes seven decimals, Python reads six.
             when = datetime.fromisoformat(stamp[:26]).replace(tzinfo=timezone.utc).timestamp()
             row = _Row(number, when, int(prompt), int(answer), [])
-            if row.prompt < 1 or row.answer < 1:
-                raise ValueError("ContextTokens and GeneratedTokens must be at least 1")
+            if not all(1 <= v <= _MOST_TOKENS for v in (row.prompt, row.answer)):
+                raise ValueError(f"ContextTokens and GeneratedTokens must be 1 to {_MOST_TOKENS}")
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: not a line of an Azure trace ({error})") from None
         yield row
