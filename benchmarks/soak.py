@@ -237,8 +237,8 @@ def main() -> None:
     """Runs, prints and judges."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--clients", type=int, default=6)
-    parser.add_argument("--pause", type=float, default=0.7, help="mean seconds between a client's requests")
+    parser.add_argument("--clients", type=int, default=14)
+    parser.add_argument("--pause", type=float, default=0.3, help="mean seconds between a client's requests")
     parser.add_argument("--json")
     args = parser.parse_args()
     figures = run(args.minutes, args.clients, args.pause, DEMO)
