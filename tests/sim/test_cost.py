@@ -11,7 +11,7 @@ from stoker._core.sim import CostModel
 from stoker.cli.simulate_options import read_model
 from stoker.sim import Device, Setting, cost_from_file, kv_blocks, roofline, synthetic
 from stoker.sim.cost import cost_dict
-from stoker.sim.fit import fit
+from stoker.sim.fit import device_times, fit
 from stoker.sim.run import finish, prepare
 from stoker.viz.trace import Trace
 
@@ -142,6 +142,25 @@ def test_what_a_size_takes_beyond_the_formula_does_not_stretch_with_the_context(
         assert found.device_ns(**work) == pytest.approx(true.device_ns(**work), rel=0.05)  # type: ignore[arg-type]
     ratios = found.noise_of_size[size_class(10)]
     assert sum(ratios) / len(ratios) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("num_steps", [300, 511, 700])
+def test_the_noise_of_a_size_has_the_mean_of_its_steps(num_steps: int) -> None:
+    """However many they are: 300 measured ratios are kept as 256, and none of them weighs more than another."""
+    trace = recorded(CostModel(step=2e6, noise=[0.5, 0.7, 0.8, 2.0]), 20.0, 9)
+    decodes = [step for step in trace.steps if len(step.rows) == 1 and not step.has_chunk][:num_steps]
+    assert len(decodes) == num_steps
+    found = fit(decodes).cost
+    work = {
+        "rows": 1,
+        "tokens": 1,
+        "sampled": 1,
+        "decode_kv": sum(s.rows[0].kv_len for s in decodes) / num_steps,
+    }
+    ratios = found.noise_of_size[size_class(1)]
+    made = [found.device_ns(**work) * ratio for ratio in ratios]  # type: ignore[arg-type]
+    took = device_times(decodes)
+    assert sum(made) / len(made) == pytest.approx(sum(took) / num_steps, rel=0.002)
 
 
 def test_decodes_of_a_size_that_was_hardly_seen() -> None:

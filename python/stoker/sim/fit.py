@@ -255,8 +255,12 @@ class _Sizes:
 
 
 def _spread(values: Floats) -> list[float]:
-    """A few, equally likely and of the same mean: those of the sorted ones, averaged in turn."""
-    return [float(part.mean()) for part in np.array_split(np.sort(values), min(_RATIOS, len(values)))]
+    """A few, equally likely and of the same mean: means of equal shares of the sorted ones, which may cut a value in two."""
+    count = min(_RATIOS, len(values))
+    sums = np.concatenate([[0.0], np.cumsum(np.sort(values))])
+    cuts = np.linspace(0, len(values), count + 1)
+    means = np.diff(np.interp(cuts, np.arange(len(values) + 1), sums)) * count / len(values)
+    return [float(mean) for mean in means]
 
 
 def _ratios(values: Floats) -> list[float]:
