@@ -82,6 +82,13 @@ def test_allowed_tokens_and_bad_words(demo: RunningServer) -> None:
 
         free = said()
         assert free.split()[1] not in said(bad_words=[free.split()[1]]).split()
+        words = {"bad_words": ["the", "a"], "max_tokens": 20, "temperature": 0}
+        chat = client.post(
+            "/v1/chat/completions", json={**words, "messages": [{"role": "user", "content": "Hello"}]}
+        ).json()
+        assert not {"the", "a"} & set(chat["choices"][0]["message"]["content"].split())
+        several = client.post("/v1/completions", json={**words, "prompt": ["Once upon", "There was"]}).json()
+        assert not {"the", "a"} & {w for choice in several["choices"] for w in choice["text"].split()}
         ids = client.post("/tokenize", json={"prompt": " the house"}).json()["tokens"]
         assert set(said(allowed_token_ids=ids).split()) <= {"the", "house"}
         for fields, words in [

@@ -47,6 +47,7 @@ async def create_completion(request: Request, state: ServerState) -> Response:
         prompt_logprobs=body.logprobs if body.echo else None,
         defaults=state.defaults,
     )
+    params = await state.with_word_tokens(params)
     base = state.new_id("cmpl", body.request_id)
     jobs: list[Answers] = []
     try:

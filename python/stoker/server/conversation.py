@@ -137,6 +137,7 @@ async def start(
                 "a forced tool_choice and a response format both say what the answer must look like; give one"
             )
         params = replace(params, structured_outputs=_constraint(forced))
+    params = await state.with_word_tokens(params)
     answers = state.submit(
         request,
         state.new_id(kind, body.request_id),

@@ -152,6 +152,16 @@ class ServerState:
         except ValueError as error:
             raise bad_request(f"the prompt is no text: {error}", "prompt") from None
 
+    async def with_word_tokens(self, params: SamplingParams) -> SamplingParams:
+        """These, with `bad_words` as token ids; once for all prompts of a request."""
+        if not params.bad_words:
+            return params
+        tokenizer = self.tokenizer
+        try:
+            return await asyncio.to_thread(params.with_word_tokens, tokenizer.word_tokens)
+        except ValueError as error:
+            raise bad_request(f"bad_words: {error}", "bad_words") from None
+
     async def decode(self, token_ids: Sequence[int]) -> str:
         """The text of any number of tokens."""
         if len(token_ids) <= _LONG:
@@ -188,10 +198,6 @@ class ServerState:
             )
         if min(prompt) < 0 or max(prompt) > 2**31 - 1:
             raise bad_request("token ids must be 0 or more and inside the vocabulary", "prompt")
-        try:
-            params = params.with_word_tokens(self.tokenizer.word_tokens)
-        except ValueError as error:
-            raise bad_request(f"bad_words: {error}", "bad_words") from None
         try:
             found = self.client.submit(
                 rid,
