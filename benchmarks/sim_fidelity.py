@@ -185,7 +185,7 @@ def run_pair(engine: Engine, device: str, number: int, seconds: float, out: Path
     rough = fit(burst.trace.steps).cost
     made_a = at(load_a, rough, lens_a)
     # What only small steps need, a kernel's first launch say, is over when this is.
-    engine.record(fresh(synthetic(**{**made_a, "num_reqs": 300, "seed": 997})))
+    engine.record(fresh(synthetic(**{**made_a, "num_reqs": 150, "seed": 997})))
     run_a = engine.run(fresh(synthetic(**made_a)))
     found, reference = fitted(run_a), mean_probe(run_a)
     # As fast as it was last: what the rate of B goes by, and what is written for.
