@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from stoker import SamplingParams, demo_model
 from stoker.engine.grammars import Grammars
@@ -57,3 +59,31 @@ def test_masks_are_the_same_on_any_number_of_threads() -> None:
     assert np.array_equal(found[0][0], found[1][0])
     assert np.array_equal(found[0][1], found[1][1])
     assert len({row.tobytes() for row in found[0][0]}) == len(found[0][0])
+
+
+def test_a_grammar_that_is_worn_out_is_compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lexer learns states from all its answers, up to a limit. Beyond it those that run fail, but nobody after them."""
+    import llguidance
+
+    few = llguidance.LLParserLimits(max_lexer_states=2000)
+    monkeypatch.setattr("stoker.engine.grammars.parser_limits", lambda: few)
+    params = SamplingParams(structured_outputs={"regex": r"(.|\n)*(e|t)(.|\n){40}"})  # type: ignore[arg-type]
+    grammars = Grammars(TOKENIZER.read_text, 2816, (0,))
+
+    def begin() -> int:
+        number, settled = grammars.open(params), threading.Event()
+        grammars.when_done(number, lambda error: settled.set())
+        assert settled.wait(20)
+        assert grammars.is_ready(number)
+        return number
+
+    rng, number, failed = random.Random(0), begin(), []
+    row: list[int] = []
+    for step in range(2000):
+        masks, failed = grammars.fill([(0, number, step, row)])
+        if failed:
+            break
+        row = [rng.choice([t for t in range(300, 2816) if masks[0][t // 32] >> (t % 32) & 1])]
+    assert "too many states" in failed[0][1]
+    assert grammars.fill([(1, begin(), 0, [])])[1] == []
+    grammars.shutdown()

@@ -38,7 +38,8 @@ Done = Callable[[str | None], None]
 class _Compiled:
     """A grammar under way or done. `waiting` are told when it is; guarded by the Grammars' lock."""
 
-    def __init__(self) -> None:
+    def __init__(self, source: str) -> None:
+        self.source = source
         self.matcher: Any = None
         self.error: str | None = None
         self.done = False
@@ -141,13 +142,13 @@ class Grammars:
         """Under the lock: the grammar, which begins to be compiled where it is new."""
         compiled = self._cache.get(source)
         if compiled is None:
-            compiled = self._cache[source] = _Compiled()
+            compiled = self._cache[source] = _Compiled(source)
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(1, "stoker-grammars")
             timer = threading.Timer(COMPILE_SECONDS, self._give_up, (compiled,))
             timer.daemon = True
             timer.start()
-            self._pool.submit(self._compile, source, compiled, timer)
+            self._pool.submit(self._compile, compiled, timer)
             if len(self._cache) > _CACHED:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(source)
@@ -187,7 +188,7 @@ class Grammars:
         if pool is not None:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _compile(self, source: str, compiled: _Compiled, timer: threading.Timer) -> None:
+    def _compile(self, compiled: _Compiled, timer: threading.Timer) -> None:
         matcher, error = None, None
         try:
             import llguidance
@@ -196,7 +197,9 @@ class Grammars:
                 self._tokenizer = llguidance.LLTokenizer(
                     self.tokenizer_json(), n_vocab=self._vocab_size, eos_token=list(self._eos)
                 )
-            matcher = llguidance.LLMatcher(self._tokenizer, source, log_level=0, limits=parser_limits())
+            matcher = llguidance.LLMatcher(
+                self._tokenizer, compiled.source, log_level=0, limits=parser_limits()
+            )
             if matcher.is_error():
                 error = refusal(matcher.get_error())
         except Exception as failure:  # of the tokenizer, mostly: nothing may be left waiting
@@ -269,9 +272,17 @@ class Grammars:
             _, number, outputs, _ = rows[index]
             if matcher.is_error():
                 failed.append((index, refusal(matcher.get_error())))
+                self._drop(self._uses[number].compiled)
             elif (use := self._uses[number]).special:
                 self._mind_ends(use, matcher, masks[index], outputs)
         return failed
+
+    def _drop(self, compiled: _Compiled | None) -> None:
+        """Who comes next compiles anew: all matchers of a grammar learn the states of one lexer, and when those are too many
+        it takes no more of any."""
+        with self._lock:
+            if compiled is not None and self._cache.get(compiled.source) is compiled:
+                del self._cache[compiled.source]
 
     def _fill_on_threads(
         self, matchers: list[tuple[Any, int]], consume: list[tuple[Any, int]], masks: npt.NDArray[np.int32]
