@@ -50,7 +50,11 @@ int main(int argc, char** argv) {
     } else if (arg == "--threads") {
       threads = true;
     } else if (arg == "--failing-plans") {
+#ifdef STOKER_PLANTED_BUGS
       failing_plans = true;
+#else
+      return usage("--failing-plans needs a build with STOKER_PLANTED_BUGS");
+#endif
     } else if (arg == "--verbose") {
       verbose = true;
     } else if (arg == "--list-bugs") {

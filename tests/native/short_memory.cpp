@@ -7,10 +7,12 @@
 
 #include "base/plan_phase.h"
 
+// The sanitizers bring an operator new of their own.
+#if defined(STOKER_PLANTED_BUGS) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+
 namespace {
 
 void look_at_plan() {
-#ifdef STOKER_PLANTED_BUGS
   using stoker::PlanPhase;
   const PlanPhase phase = stoker::plan_phase();
   if (phase == PlanPhase::none) return;
@@ -24,7 +26,6 @@ void look_at_plan() {
   if (--memory.failures > 0) memory.fails_in = 0;
   ++memory.failed;
   throw std::bad_alloc();
-#endif
 }
 
 void* some(void* memory) {
@@ -47,3 +48,5 @@ void operator delete(void* memory) noexcept { std::free(memory); }
 void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
 void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+
+#endif
