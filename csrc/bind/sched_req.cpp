@@ -106,6 +106,7 @@ ReqPtr make_req(std::string rid, const py::object& ids, const py::object& params
   const int32_t most = req->params.max_tokens < 0 ? kReservedOutput : req->params.max_tokens;
   req->tokens = tokens_of(ids, std::min(most, kReservedOutput));
   req->prompt_len = req->known();
+  for (const Token token : req->tokens) req->largest_token = std::max(req->largest_token, token);
   req->priority = priority;
   req->cache_salt = std::move(cache_salt);
   req->tenant = std::move(tenant);

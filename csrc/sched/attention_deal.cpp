@@ -4,6 +4,7 @@
 // dealt anew is told in attention_plan.cpp.
 #include <algorithm>
 #include <array>
+#include <limits>
 
 #include "base/check.h"
 #include "sched/attention_plan.h"
@@ -49,15 +50,12 @@ void AttentionPlanner::add_pieces(int32_t worker, int32_t count) {
       num_slots_ += splits;
     }
     add_piece(worker,
-              {.row = row.row,
-               .seat = row.seat,
-               .kv_begin = 0,
-               .kv_len = row.kv_len,
+              {.seat = row.seat,
                .unit_begin = at_unit_,
                .unit_end = at_unit_ + take,
                .split_shift = row.split_shift,
                .partial = shared ? open_slots_ : -1},
-              int32_t(row.cost / units));
+              row.unit_cost);
     at_unit_ += take;
     count -= take;
     if (shared) at_split_ = at_split_ + take == splits ? 0 : at_split_ + take;
@@ -68,102 +66,9 @@ void AttentionPlanner::add_pieces(int32_t worker, int32_t count) {
   }
 }
 
-void AttentionPlanner::widen() {
-  pieces_.resize(pieces_.size() * 2);
-  for (size_t i = counts_.size(); i-- > 1;)
-    std::copy_n(pieces_.begin() + std::ptrdiff_t(i * stride_), stride_,
-                pieces_.begin() + std::ptrdiff_t(i * stride_ * 2));
-  stride_ *= 2;
-}
-
-void AttentionPlanner::add_piece(int32_t worker, const DecodeWork& piece, int32_t unit_cost) {
-  const auto w = size_t(worker);
-  Count& count = counts_[w];
-  if (size_t(count.all) == stride_) {
-    if (stride_ == most_pieces_) {  // more than the list takes: all are dealt in another way
-      ++num_pieces_;
-      return;
-    }
-    widen();
-  }
-  DecodeWork* const mine = pieces_.data() + w * stride_;
-  if (piece.partial >= 0) {
-    mine[count.all] = mine[count.shared];
-    mine[count.shared++] = piece;
-  } else {
-    mine[count.all] = piece;
-  }
-  ++count.all;
-  ++num_pieces_;
-  load_[w] += int64_t{unit_cost} * (piece.unit_end - piece.unit_begin);
-  Seat& seat = seats_[size_t(piece.seat)];
-  if (seat.num_pieces++ == 0) seat.worker = worker;
-  seat.unit_cost = unit_cost;
-}
-
-void AttentionPlanner::drop_pieces(Seat& seat, int32_t index) {
-  for (auto w = size_t(seat.worker); seat.num_pieces > 0; w = w + 1 < size_t(active_) ? w + 1 : 0) {
-    Count& count = counts_[w];
-    DecodeWork* const mine = pieces_.data() + w * stride_;
-    for (int32_t i = 0; i < count.all;) {
-      if (mine[i].seat != index) {
-        ++i;
-        continue;
-      }
-      load_[w] -= int64_t{seat.unit_cost} * (mine[i].unit_end - mine[i].unit_begin);
-      if (i < count.shared) {
-        mine[i] = mine[--count.shared];
-        mine[count.shared] = mine[--count.all];
-      } else {
-        mine[i] = mine[--count.all];
-      }
-      --seat.num_pieces;
-      --num_pieces_;
-    }
-  }
-  seat.num_splits = 0;
-  --num_dealt_;
-}
-
-// Forgets the pieces of rows that left, or have other units now.
-void AttentionPlanner::drop_gone() {
-  for (size_t i = 0; i < seats_.size(); ++i) {
-    if (seats_[i].num_splits > 0 && seats_[i].seen != step_) drop_pieces(seats_[i], int32_t(i));
-  }
-}
-
-void AttentionPlanner::forget_pieces() {
-  std::fill(counts_.begin(), counts_.end(), Count{});
-  std::fill(load_.begin(), load_.end(), 0);
-  num_pieces_ = num_slots_ = cursor_ = 0;
-  num_dealt_ = num_changed_ = 0;
-  for (Seat& seat : seats_) {
-    seat.num_splits = 0;
-    seat.num_pieces = 0;
-  }
-}
-
 void AttentionPlanner::note_dealt(const Row& row) {
-  Seat& seat = seats_[size_t(row.seat)];
-  seat.num_splits = int16_t(row.num_splits);
-  seat.split_shift = int16_t(row.split_shift);
-  seat.seen = step_;
-  seat.from = row.length;
-  // Up to the next split, unless splits get longer before.
-  seat.to = row.num_splits << row.split_shift;
-  if (decode_split_shift(seat.to, geometry_.num_decode_heads) != row.split_shift)
-    seat.to = row.length;
+  note_units(row);
   ++num_dealt_;
-}
-
-// How much more the busiest worker has than an even share.
-int64_t AttentionPlanner::excess() const {
-  int64_t most = 0, sum = 0;
-  for (int32_t w = 0; w < active_; ++w) {
-    most = std::max(most, load_[size_t(w)]);
-    sum += load_[size_t(w)];
-  }
-  return most - sum / active_;
 }
 
 // Deals the units of rows [row_begin, row_end) of dealt_, which have splits of one length. Workers
@@ -238,7 +143,7 @@ void AttentionPlanner::deal_in_order() {
     const int64_t until = total_ * (w + 1) / workers;
     while (at_row_ < dealt_.size() && (done < until || w + 1 == workers)) {
       const Row& row = dealt_[at_row_];
-      const int64_t cost = std::max<int64_t>(1, row.cost / units_of(row));
+      const int64_t cost = row.unit_cost;
       const int64_t left = units_of(row) - at_unit_;
       int64_t take = w + 1 == workers ? left : (until - done + cost - 1) / cost;
       take = std::min(left, take);
@@ -264,7 +169,7 @@ void AttentionPlanner::deal_all(std::span<const int32_t> row_seat,
   rows_.clear();
   for (int32_t r = 0; r < num_decode_rows; ++r) {
     const int32_t kv_len = row_kv_len[size_t(r)];
-    if (kv_len > 0) rows_.push_back(row_of(r, row_seat[size_t(r)], kv_len));
+    if (kv_len > 0) rows_.push_back(row_of(row_seat[size_t(r)], kv_len));
   }
   // Longest splits first, in the batch's order within a class.
   std::array<size_t, 33> next{};
@@ -280,7 +185,7 @@ void AttentionPlanner::deal_all(std::span<const int32_t> row_seat,
     check(fits(num_decode_rows), "attention plan: too many pieces");
   }
   for (const Row& row : rows_) note_dealt(row);
-  dealt_excess_ = excess();
+  dealt_excess_ = busiest().second;
 }
 
 // Deals the rows that came or have other units: to workers that have room for a head up to a common
@@ -289,21 +194,22 @@ void AttentionPlanner::deal_added() {
   dealt_.swap(added_);
   begin_at(0);
   int64_t limit = total_ / active_;
-  int32_t asked = 0;
   while (at_row_ < dealt_.size()) {
     const Row& row = dealt_[at_row_];
-    const int64_t cost = std::max<int64_t>(1, row.cost / units_of(row));
+    const int64_t cost = row.unit_cost;
     const int64_t left = units_of(row) - at_unit_;
-    const int64_t least = std::min<int64_t>(row.num_splits - at_split_, left);
-    const int64_t room = limit - load_[size_t(cursor_)];
-    if (room < cost * least) {
+    const int64_t least = cost * std::min<int64_t>(row.num_splits - at_split_, left);
+    int64_t lightest = std::numeric_limits<int64_t>::max();
+    int32_t asked = 0;
+    for (; asked < active_ && load_[size_t(cursor_)] > limit - least; ++asked) {
+      lightest = std::min(lightest, load_[size_t(cursor_)]);
       cursor_ = cursor_ + 1 < active_ ? cursor_ + 1 : 0;
-      if (++asked == active_) {
-        asked = 0;
-        limit += std::max<int64_t>(1, cost * row.num_splits / 4);
-      }
+    }
+    if (asked == active_) {  // no room: there is some next time
+      limit = lightest + least + std::max<int64_t>(1, cost * row.num_splits / 4);
       continue;
     }
+    const int64_t room = limit - load_[size_t(cursor_)];
     add_pieces(cursor_, int32_t(std::min(left, room / cost)));
   }
   for (const Row& row : dealt_) note_dealt(row);

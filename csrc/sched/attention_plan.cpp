@@ -37,6 +37,7 @@ AttentionPlanner::AttentionPlanner(const AttentionGeometry& geometry)
   pieces_.resize(workers * stride_);
   counts_.resize(workers);
   load_.resize(workers);
+  slots_of_head_.reserve(size_t(geometry.num_decode_heads));
 }
 
 void AttentionPlanner::reserve(int32_t max_rows) {
@@ -69,16 +70,15 @@ int64_t AttentionPlanner::row_cost(int32_t length, int32_t num_splits) const {
   return (length + num_splits * kUnitOverhead) * int64_t(geometry_.num_decode_heads);
 }
 
-AttentionPlanner::Row AttentionPlanner::row_of(int32_t row, int32_t seat, int32_t kv_len) const {
+AttentionPlanner::Row AttentionPlanner::row_of(int32_t seat, int32_t kv_len) const {
   const int32_t length = kv_len - kv_begin_of(kv_len) / kDecodeTile * kDecodeTile;
   const int32_t shift = decode_split_shift(length, geometry_.num_decode_heads);
   const int32_t splits = (length + (1 << shift) - 1) >> shift;
-  return {.row = row,
-          .seat = seat,
-          .kv_len = kv_len,
+  return {.seat = seat,
           .length = length,
           .num_splits = splits,
           .split_shift = shift,
+          .unit_cost = length / splits + int32_t(kUnitOverhead),
           .cost = row_cost(length, splits)};
 }
 
@@ -88,9 +88,8 @@ AttentionPlanner::Change AttentionPlanner::survey(std::span<const int32_t> row_s
                                                   int32_t num_decode_rows) {
   ++step_;
   added_.clear();
-  total_ = 0;
-  int64_t cost_of_added = 0;
-  size_t kept = 0;
+  num_there_ = 0;
+  int64_t tokens = 0, splits = 0, cost_of_added = 0;
   for (int32_t r = 0; r < num_decode_rows; ++r) {
     const int32_t kv_len = row_kv_len[size_t(r)];
     if (kv_len <= 0) continue;
@@ -107,26 +106,23 @@ AttentionPlanner::Change AttentionPlanner::survey(std::span<const int32_t> row_s
     places_[size_t(seat_of_row)] = {
         .row = r, .seat = seat_of_row, .kv_begin = kv_begin, .kv_len = kv_len};
     const int32_t length = kv_len - kv_begin / kDecodeTile * kDecodeTile;
-    if (seat.num_splits > 0 && seat.from <= length && length <= seat.to) {
-      seat.seen = step_;
-      ++kept;
-      total_ += row_cost(length, seat.num_splits);
+    tokens += length;
+    num_there_ += seat.num_splits > 0;
+    if (seat.from <= length && length <= seat.to) {
+      splits += seat.num_splits;
       continue;
     }
-    const Row row = row_of(r, seat_of_row, kv_len);
-    total_ += row.cost;
-    if (seat.num_splits == row.num_splits && seat.split_shift == row.split_shift) {
-      seat.seen = step_;
-      ++kept;
-      continue;
-    }
+    const Row row = row_of(seat_of_row, kv_len);
+    splits += row.num_splits;
+    if (seat.num_splits == row.num_splits && seat.split_shift == row.split_shift) continue;
     added_.push_back(row);
     cost_of_added += row.cost;
   }
-  if (added_.empty() && kept == num_dealt_) return Change::none;
-  return cost_of_added * kNewAtOnce > total_ || (num_dealt_ - kept) * kNewAtOnce > num_dealt_
-             ? Change::all
-             : Change::some;
+  total_ = (tokens + splits * kUnitOverhead) * geometry_.num_decode_heads;
+  const size_t gone = num_dealt_ - num_there_;
+  if (added_.empty() && gone == 0) return Change::none;
+  return cost_of_added * kNewAtOnce > total_ || gone * kNewAtOnce > num_dealt_ ? Change::all
+                                                                               : Change::some;
 }
 
 bool AttentionPlanner::fits(int32_t num_decode_rows) const {
@@ -138,24 +134,32 @@ bool AttentionPlanner::fits(int32_t num_decode_rows) const {
 // merges happen early, while there is other work.
 int32_t AttentionPlanner::write(DecodeWork* out, int32_t* work_indptr) const {
   static_assert(sizeof(Place) == offsetof(DecodeWork, unit_begin));
-  const auto put = [&](DecodeWork& item, const DecodeWork& piece) {
-    std::memcpy(&item, &places_[size_t(piece.seat)], sizeof(Place));
-    std::memcpy(&item.unit_begin, &piece.unit_begin, sizeof(DecodeWork) - sizeof(Place));
+  constexpr int32_t kWriteAhead = 16;  // items
+  // Held here: what is written could be anything's memory, for all the compiler knows.
+  const Place* const places = places_.data();
+  const Count* const counts = counts_.data();
+  const Piece* mine = pieces_.data();
+  const auto workers = int32_t(counts_.size());
+  const size_t stride = stride_;
+  const auto put = [&](DecodeWork* item, const Piece& piece) {
+    std::memcpy(&item->row, places + piece.seat, sizeof(Place));
+    std::memcpy(&item->unit_begin, &piece.unit_begin, sizeof(DecodeWork) - sizeof(Place));
   };
-  auto end = int32_t(counts_.size());
-  const DecodeWork* mine = pieces_.data();
-  for (size_t w = 0; w < counts_.size(); ++w, mine += stride_) {
-    const int32_t count = counts_[w].all;
-    work_indptr[w] = end;
+  DecodeWork* rest = out + workers;
+  for (int32_t w = 0; w < workers; ++w, mine += stride) {
+    work_indptr[w] = int32_t(rest - out);
+    const int32_t count = counts[w].all;
     if (count == 0) {
       out[w] = DecodeWork{-1, 0, 0, 0, 0, 0, 0, -1};
       continue;
     }
-    put(out[w], mine[0]);
-    for (int32_t i = 1; i < count; ++i) put(out[end++], mine[i]);
+    __builtin_prefetch(out + w + kWriteAhead, 1);
+    put(out + w, mine[0]);
+    __builtin_prefetch(rest + kWriteAhead, 1);
+    for (int32_t i = 1; i < count; ++i) put(rest++, mine[i]);
   }
-  work_indptr[counts_.size()] = end;
-  return end;
+  work_indptr[workers] = int32_t(rest - out);
+  return int32_t(rest - out);
 }
 
 // Multiprocessors for the chunks of a step that has decode rows too: those with which both halves
@@ -186,10 +190,10 @@ AttentionPlan AttentionPlanner::plan(std::span<const int32_t> row_seat,
   if (active != active_) change = Change::all;
   active_ = active;
   if (change == Change::some) {
-    drop_gone();
+    update_dealt();
     deal_added();
-    if (!fits(num_decode_rows) || num_changed_ * kNewSince > num_dealt_ ||
-        excess() > dealt_excess_ + total_ / active_ / kUneven)
+    if (num_changed_ * kNewSince > num_dealt_ ||
+        !level(dealt_excess_ + total_ / active_ / kUneven) || !fits(num_decode_rows))
       change = Change::all;
   }
   if (change == Change::all) deal_all(row_seat, row_kv_len, num_decode_rows);

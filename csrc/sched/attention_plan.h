@@ -11,6 +11,7 @@
 #include <array>
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "sched/schedule_batch.h"
@@ -110,23 +111,28 @@ class AttentionPlanner {
 
  private:
   struct Row {
-    int32_t row, seat, kv_len, length, num_splits, split_shift;
-    int64_t cost;  // of all its units, in tokens
+    int32_t seat, length, num_splits, split_shift;
+    int32_t unit_cost;  // in tokens, at least 1
+    int64_t cost;       // of all its units
   };
-  // What is dealt of a seat's row.
+  // What is dealt of a seat's row. A seat is read and written at each step: half a cache line.
   struct alignas(32) Seat {
-    int16_t num_splits = 0;  // of its units; 0: nothing is dealt
-    int16_t split_shift = 0;
-    int32_t from = 0, to = 0;  // lengths that have these units
+    int32_t from = 1, to = 0;  // lengths that have the units that are dealt; none: nothing is dealt
     uint32_t there = 0;        // the last step that it has a row in
-    uint32_t seen = 0;         // and the last in which that row had these units
-    int32_t unit_cost = 0;     // in tokens
-    int32_t worker = 0;  // of its first piece; the others are with those that follow, in a ring
+    int16_t num_splits = 0;    // 0: nothing is dealt
+    int16_t split_shift = 0;
+    int32_t unit_cost = 0;  // in tokens
+    int32_t worker = 0;     // of its first piece; the others are with those that follow, in a ring
     int32_t num_pieces = 0;
   };
-  // How a step's work items begin: what changes from step to step while the pieces stay.
+  // A work item in two halves: what changes from step to step, by seat, and what stays, by worker.
   struct alignas(16) Place {
     int32_t row = -1, seat = 0, kv_begin = 0, kv_len = 0;
+  };
+  struct Piece {
+    int32_t seat;
+    int32_t unit_begin, unit_end, split_shift, partial;
+    int32_t units() const { return unit_end - unit_begin; }
   };
   struct Count {
     int32_t shared = 0, all = 0;  // pieces of a worker; those of cut heads come first
@@ -141,27 +147,34 @@ class AttentionPlanner {
   enum class Change { none, some, all };
   Change survey(std::span<const int32_t> row_seat, std::span<const int32_t> row_kv_len,
                 int32_t num_decode_rows);
-  Row row_of(int32_t row, int32_t seat, int32_t kv_len) const;
+  Row row_of(int32_t seat, int32_t kv_len) const;
   bool fits(int32_t num_decode_rows) const;
   int32_t write(DecodeWork* out, int32_t* out_indptr) const;
   int32_t share_of_chunks() const;
+
+  // attention_pieces.cpp
+  void update_dealt();
+  bool level(int64_t tolerated);
+  std::pair<int32_t, int64_t> busiest() const;
+  void forget_pieces();
+  void note_units(const Row& row);
+  void add_piece(int32_t worker, const Piece& piece, int32_t unit_cost);
+  template <typename Job>
+  void each_piece(const Seat& seat, int32_t index, Job&& job);
+  void drop_pieces(Seat& seat, int32_t index);
+  void stretch(const Row& row);
+  void widen();
 
   // attention_deal.cpp
   void deal_all(std::span<const int32_t> row_seat, std::span<const int32_t> row_kv_len,
                 int32_t num_decode_rows);
   void deal_added();
-  void drop_gone();
-  int64_t excess() const;
   void begin_at(size_t row);
-  void forget_pieces();
   void deal_class(size_t row_begin, size_t row_end);
   void deal_by_length();
   void deal_in_order();
   void note_dealt(const Row& row);
   void add_pieces(int32_t worker, int32_t count);
-  void widen();
-  void add_piece(int32_t worker, const DecodeWork& piece, int32_t unit_cost);
-  void drop_pieces(Seat& seat, int32_t index);
   int32_t units_of(const Row& row) const { return row.num_splits * geometry_.num_decode_heads; }
   int64_t row_cost(int32_t length, int32_t num_splits) const;
   int32_t kv_begin_of(int32_t kv_len) const {
@@ -185,13 +198,13 @@ class AttentionPlanner {
   std::vector<int32_t> order_;  // of prefill rows
   int32_t active_;              // workers that may have decode rows
 
-  // What is dealt: a worker's pieces are pieces_[worker * stride_ ...].
-  std::vector<DecodeWork> pieces_;
+  std::vector<Piece> pieces_;            // what is dealt: a worker's from worker * stride_ on
   std::vector<Count> counts_;            // by worker
   std::vector<int64_t> load_;            // by worker, in tokens
   size_t stride_ = 8, most_pieces_ = 0;  // of a worker; 0: without a limit
   size_t num_dealt_ = 0;                 // rows,
-  size_t num_changed_ = 0;               // and those of them dealt since everything was
+  size_t num_there_ = 0;                 // those of them that are in this step,
+  size_t num_changed_ = 0;               // and those dealt since everything was
   int32_t num_pieces_ = 0, num_slots_ = 0;
   int32_t cursor_ = 0;        // the worker to be asked first for room
   int64_t dealt_excess_ = 0;  // when everything was dealt
@@ -203,6 +216,7 @@ class AttentionPlanner {
   size_t at_row_ = 0;
   int32_t at_unit_ = 0, at_split_ = 0;
   int32_t open_slots_ = -1;
+  std::vector<int32_t> slots_of_head_;  // of a row that is stretched
 };
 
 }  // namespace stoker

@@ -43,8 +43,8 @@ class BlockPool {
   BlockCounts counts() const;
 
   void prefetch(BlockId b) const { __builtin_prefetch(&blocks_[static_cast<size_t>(b)], 1); }
-  // The block that goes after `b`, a cached one.
-  void prefetch_next(BlockId b) const { prefetch(blocks_[static_cast<size_t>(b)].next); }
+  // The block that goes after `b`, a cached one of its level; kNullBlock: none.
+  BlockId next_cached(BlockId b) const { return blocks_[static_cast<size_t>(b)].next; }
 
   // Takes a free block, reference count 1. There must be one.
   BlockId allocate(ReqId owner) {
@@ -107,7 +107,7 @@ class BlockPool {
 
  private:
   enum class State : int8_t { null, free, used, cached, draining };
-  struct Block {
+  struct alignas(32) Block {  // two to a cache line, none across
     int32_t refs = 0;
     EntryId entry = kNoEntry;
     BlockId prev = kNullBlock, next = kNullBlock;  // in the list that it is on

@@ -1,4 +1,4 @@
-// The way back: tokens, ends, publication, and what a failed step takes with it.
+// The way back: tokens, ends, failed rows and steps.
 #include <algorithm>
 #include <memory>
 #include <numeric>
@@ -117,22 +117,25 @@ void Scheduler::commit_rows(StepRecord& step, const ResultView& result) {
         ++sampled;
         --req.rows_in_flight;
         req.committed = row.kv_end;
-        if (req.committed >= req.publish_at) publish(req, req.committed, step.batch_id);
+        if (req.committed >= req.publish_at && prefix_) due_.push_back({&req, req.committed});
         req.tokens.push_back(token);
         const int32_t known = req.known();
         if (req.known_ahead == known) req.last_token = token;
         if (known < req.length_limit) continue;
         tell_rows(step, told, i + 1, result.tokens.first(sampled));
         told = i + 1;
+        publish_due(step.batch_id);
         finish(req, FinishReason::length);
         continue;
       }
     }
     tell_rows(step, told, i, result.tokens.first(sampled));
     told = i + 1;
+    publish_due(step.batch_id);
     commit_row(step, row, result, static_cast<int32_t>(sampled));
     sampled += row.samples;
   }
+  publish_due(step.batch_id);
   tell_rows(step, told, rows.size(), result.tokens.first(sampled));
 }
 
@@ -361,82 +364,6 @@ void Scheduler::fail_step(StepRecord& step, const std::string& why, bool fatal) 
   }
   if (!planted(Bug::skipped_withdrawal)) withdraw_step(step.batch_id);
   withdraw_forks(step.batch_id);
-}
-
-// Takes out of the prefix cache what the failed step was to put there.
-void Scheduler::withdraw_step(BatchId failed) {
-  if (!prefix_) return;
-  // A block may be begun in the failed step and published by a later one that fills it.
-  const auto rows = steps_[static_cast<size_t>(failed) % steps_.size()].rows();
-  const auto ran = [&](ReqId id) {
-    return !planted(Bug::half_withdrawal) &&
-           std::any_of(rows.begin(), rows.end(),
-                       [&](const RowRecord& row) { return row.req->id == id; });
-  };
-  std::vector<EntryId> roots;
-  for (BatchId id = failed; id < next_batch_; ++id) {
-    for (const Published& p : steps_[static_cast<size_t>(id) % steps_.size()].published) {
-      if (id == failed || ran(p.by)) roots.push_back(p.entry);
-    }
-  }
-  withdraw(roots);
-}
-
-// Takes entries out of the prefix cache with all that builds on them. Who has read such blocks does
-// its work again: a running req is retracted, and whatever was launched on them is discarded, also
-// of a req that has been retracted since.
-void Scheduler::withdraw(std::span<const EntryId> roots) {
-  if (roots.empty()) return;
-  prefix_->mark(roots);
-  std::vector<Req*> misled;
-  for (const ReqPtr& ptr : reqs_) {
-    if (ptr && !ptr->finished() && builds_on_marked(*ptr)) misled.push_back(ptr.get());
-  }
-  prefix_->withdraw_marked();
-  for (BatchId id = committed_; id < next_batch_; ++id) {
-    auto& published = steps_[static_cast<size_t>(id) % steps_.size()].published;
-    std::erase_if(published, [&](const Published& p) { return !prefix_->live(p.entry); });
-  }
-  for (Req* const req : misled) redo(*req);
-}
-
-// Whether what a req has computed stands on marked entries. A req without tables is judged by its
-// tokens: what it read is still in the tree, under the same path.
-bool Scheduler::builds_on_marked(const Req& req) const {
-  if (req.state == ReqState::running) {
-    const auto& table = req.tables[0];
-    for (int32_t i = 0; i < req.published; ++i) {
-      const BlockId block = table[static_cast<size_t>(i)];
-      if (block == kNullBlock) continue;
-      const EntryId e = pools_[0].entry(block);
-      if (e != kNoEntry && prefix_->marked(e)) return true;
-    }
-    return false;
-  }
-  const bool swapped = req.swapped_out() || req.state == ReqState::swapping_in;
-  if ((req.rows_in_flight == 0 && !swapped) || planted(Bug::retracted_misled)) return false;
-  EntryId at = req.prefix_root;
-  for (int32_t i = 0; (i + 1) * block_size_ <= req.known(); ++i) {
-    at = prefix_->find(
-        at, req.tokens.data() + static_cast<size_t>(i) * static_cast<size_t>(block_size_));
-    if (at == kNoEntry) return false;
-    if (prefix_->marked(at)) return true;
-  }
-  return false;
-}
-
-// What was computed for a req is worth nothing, nor are its rows in flight: all is to be done
-// again.
-void Scheduler::redo(Req& req) {
-  ++req.epoch;
-  req.known_ahead = req.known();
-  if (req.state == ReqState::running) {
-    preempts_for_ = PreemptionReason::failure;
-    retract(req);
-    preempts_for_ = PreemptionReason::blocks;
-  } else if (req.state != ReqState::retracted) {
-    lose_swap(req);
-  }
 }
 
 }  // namespace stoker

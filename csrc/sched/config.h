@@ -8,10 +8,10 @@
 
 #include "base/ids.h"
 #include "sched/attention_plan.h"
+#include "sched/per_group.h"
 
 namespace stoker {
 
-inline constexpr int32_t kMaxKVGroups = 8;
 inline constexpr int32_t kMaxOverlapDepth = 7;
 // Words of seat_data that a req may need besides its tokens: two a biased token, one a stop token.
 inline constexpr int32_t kMaxSeatExtraWords = 4096;

@@ -1,4 +1,4 @@
-// A req's place: its seat, its block tables, and what of them the prefix cache knows.
+// A req's place: its seat and its block tables.
 #include <algorithm>
 #include <bit>
 #include <cstring>
@@ -183,63 +183,6 @@ void Scheduler::release_blocks(Req& req, bool keep_windows) {
   req.published = 0;
   req.publish_at = 0;
   req.tail_room = 0;
-}
-
-// Puts the full blocks of the req's first `num_tokens` tokens into the prefix cache.
-void Scheduler::publish(Req& req, int32_t num_tokens, BatchId pending) {
-  if (!prefix_) return;
-  const int32_t full = num_tokens / block_size_;
-  EntryId parent = req.published == 0 ? req.prefix_root : kNoEntry;
-  if (req.published > 0 && req.published < full)
-    parent = pools_[0].entry(req.tables[0][static_cast<size_t>(req.published - 1)]);
-  auto& made = steps_[static_cast<size_t>(pending) % steps_.size()].published;
-  while (req.published < full) {
-    const int32_t i = req.published;
-    check(parent != kNoEntry, "a published block is in the prefix cache");
-    const Token* tokens =
-        req.tokens.data() + static_cast<size_t>(i) * static_cast<size_t>(block_size_);
-    const EntryId there = prefix_->find(parent, tokens);
-    if (there != kNoEntry) {
-      if (!merge_duplicate(req, i, there)) break;  // tried again at commit
-      prefix_->touch(there, false, req.priority);
-      parent = there;
-    } else {
-      if (pending > committed_ && made.size() == made.capacity()) break;  // at commit there is room
-      for (GroupId g = 0; g < num_groups_; ++g) {
-        scratch_blocks_[static_cast<size_t>(g)] =
-            req.tables[static_cast<size_t>(g)][static_cast<size_t>(i)];
-      }
-      const EntryId fresh = prefix_->insert(parent, tokens, scratch_blocks_, pending);
-      prefix_->touch(fresh, false, req.priority);
-      if (pending > committed_) made.push_back({fresh, req.id});
-      parent = fresh;
-    }
-    ++req.published;
-  }
-  req.publish_at = (req.published + 1) * block_size_;
-}
-
-// The cache holds this block already: use its copy and give ours back. False if that has to wait.
-bool Scheduler::merge_duplicate(Req& req, int32_t index, EntryId entry) {
-  if (prefix_->pending_step(entry) > committed_ && !planted(Bug::merge_pending)) return false;
-  if (late_changes_.size() + static_cast<size_t>(num_groups_) > late_changes_.capacity())
-    return false;
-  for (GroupId g = 0; g < num_groups_; ++g) {
-    auto& mine = req.tables[static_cast<size_t>(g)][static_cast<size_t>(index)];
-    const BlockId theirs = prefix_->block(entry, g);
-    BlockPool& pool = pools_[static_cast<size_t>(g)];
-    if (mine == kNullBlock) continue;
-    if (theirs == kNullBlock) {
-      prefix_->set_block(entry, g, mine);
-      continue;
-    }
-    pool.retain(theirs);
-    pool.release(mine, req.last_step);
-    mine = theirs;
-    late_changes_.push_back({g, req.seat, index, theirs});
-    if (g == 0 && index == req.computed / block_size_) set_tail(req);
-  }
-  return true;
 }
 
 }  // namespace stoker

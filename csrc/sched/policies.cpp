@@ -160,7 +160,7 @@ void Scheduler::refresh_order() {
 }
 
 void Scheduler::set_policy_key(std::string_view rid, double key) {
-  const auto it = by_rid_.find(std::string(rid));
+  const auto it = by_rid_.find(rid);
   if (it == by_rid_.end()) throw InvalidArgument("no req '" + std::string(rid) + "'");
   if (!std::isfinite(key))
     throw InvalidArgument("req '" + std::string(rid) + "': its policy key must be a finite number");

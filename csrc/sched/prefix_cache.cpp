@@ -57,10 +57,6 @@ EntryId PrefixCache::new_entry() {
   if (free_.empty()) grow(entries_.size() * 2);
   const EntryId e = free_.back();
   free_.pop_back();
-  if (!free_.empty()) {  // a prompt takes one after another
-    __builtin_prefetch(&entries_[static_cast<size_t>(free_.back())], 1);
-    __builtin_prefetch(tokens_of(free_.back()), 1);
-  }
   entries_[static_cast<size_t>(e)] = Entry{};
   entries_[static_cast<size_t>(e)].live = true;
   return e;
@@ -111,7 +107,7 @@ uint32_t PrefixCache::hash_of(EntryId parent, const Token* tokens) const {
   return static_cast<uint32_t>(mix(a + b));
 }
 
-EntryId PrefixCache::find(EntryId parent, const Token* tokens) const {
+EntryId PrefixCache::find_child(EntryId parent, const Token* tokens) const {
   const EntryId hint = entries_[static_cast<size_t>(parent)].next;
   if (hint != kNoEntry && equal(hint, tokens)) return hint;
   if (entries_[static_cast<size_t>(parent)].children <= (hint != kNoEntry ? 1 : 0)) return kNoEntry;
@@ -246,6 +242,7 @@ void PrefixCache::drop(EntryId e) {
   }
   entry.live = false;
   free_.push_back(e);
+  __builtin_prefetch(tokens_of(e), 1);  // it is the next to be taken
 }
 
 void PrefixCache::remove(EntryId e) {
@@ -311,8 +308,12 @@ void PrefixCache::evict_one(GroupId group) {
   BlockPool& pool = pools_[static_cast<size_t>(group)];
   const BlockId b = pool.oldest_cached();
   check(b != kNullBlock, "nothing to evict");
-  pool.prefetch_next(b);  // evictions come one after another
   const EntryId e = pool.entry(b);
+  // Evictions come one after another: what the next one reads, and the one after it.
+  if (const BlockId next = pool.next_cached(b); next != kNullBlock) {
+    prefetch(pool.entry(next));
+    pool.prefetch(pool.next_cached(next));
+  }
   if (windows_[static_cast<size_t>(group)] == 0) {
     remove(e);
     return;
@@ -322,8 +323,7 @@ void PrefixCache::evict_one(GroupId group) {
   drop_childless_up(e);
 }
 
-void PrefixCache::touch(EntryId e, bool hit, double priority) {
-  if (eviction_ == Eviction::lru) return;  // wants to know nothing
+void PrefixCache::weigh(EntryId e, bool hit, double priority) {
   Entry& entry = entries_[static_cast<size_t>(e)];
   entry.hits += hit;
   const int32_t level = eviction_level(eviction_, entry.hits, priority);

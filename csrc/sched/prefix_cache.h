@@ -54,7 +54,11 @@ class PrefixCache {
   size_t num_ids() const { return entries_.size(); }  // an EntryId is below it
 
   // Child of `parent` for one block of tokens, or kNoEntry.
-  EntryId find(EntryId parent, const Token* tokens) const;
+  EntryId find(EntryId parent, const Token* tokens) const {
+    return entries_[static_cast<size_t>(parent)].children == 0 ? kNoEntry
+                                                               : find_child(parent, tokens);
+  }
+  void prefetch(EntryId e) const { __builtin_prefetch(&entries_[static_cast<size_t>(e)], 1); }
   // The root of a namespace, or kNoEntry if nobody uses it.
   EntryId root_of(const std::string& salt) const;
   // Adds a child that does not exist yet. `pending`: the step that computes it; it is withdrawn if
@@ -65,7 +69,9 @@ class PrefixCache {
   void remove(EntryId e);
   // The entry was matched, or published, for a req of this priority: what the eviction strategy
   // wants to know.
-  void touch(EntryId e, bool hit, double priority);
+  void touch(EntryId e, bool hit, double priority) {
+    if (eviction_ != Eviction::lru) weigh(e, hit, priority);  // lru wants to know nothing
+  }
   // Takes out entries whose content cannot be trusted, with all that builds on them. O(entries): a
   // step or a row has failed. First mark() tells which these are, for who must know before they go.
   void mark(std::span<const EntryId> roots);
@@ -109,6 +115,8 @@ class PrefixCache {
   }
   bool equal(EntryId e, const Token* tokens) const;
   uint32_t hash_of(EntryId parent, const Token* tokens) const;
+  EntryId find_child(EntryId parent, const Token* tokens) const;
+  void weigh(EntryId e, bool hit, double priority);
   EntryId new_entry();
   void drop(EntryId e);
   void drop_childless_up(EntryId e);

@@ -29,6 +29,7 @@ void Scheduler::reserve_for_plans() {
   for (auto* reqs : {&running_, &chunks_, &arriving_, &passed_, &victims_})
     reqs->reserve(2 * seqs + kLooksPerStep);
   peak_.reserve(4 * seqs);
+  due_.reserve(seqs + 1);
   full_tables_.reserve(2 * seqs * groups);
   match_.path.reserve(static_cast<size_t>(limits_.max_blocks_per_req));
   late_changes_.reserve(static_cast<size_t>(layout_.capacity(Section::table_changes)));

@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "base/ids.h"
+#include "sched/per_group.h"
 #include "sched/sampling_params.h"
 
 namespace stoker {
@@ -117,15 +118,16 @@ struct alignas(64) Req {
   bool stops = true;      // a token can end it
   bool answered = false;  // its first token is there
 
-  // Warm.
+  // Warm: what a commit reads of it, and a step that fills a block, in the next line.
   std::vector<Token> tokens;
-  std::vector<std::vector<BlockId>> tables;  // a group; holes left by a window are kNullBlock
-  std::vector<int32_t> window_begins;  // a group: blocks before this were left behind by its window
   int32_t prompt_len = 0;
-  int32_t published =
-      0;  // blocks [0, published) are in the prefix cache (under this table's own blocks)
+  int32_t published = 0;  // blocks [0, published) are in the prefix cache (its own table's blocks)
+  int32_t prefix_root = -1;
   int32_t own_from = 0;  // blocks from here on it computed itself; what is before was shared
-  std::vector<std::vector<BlockId>> host_tables;  // a group, while its KV is (also) in host memory
+  PerGroup<std::vector<BlockId>> tables;  // holes left by a window are kNullBlock
+
+  PerGroup<int32_t> window_begins;  // blocks before this were left behind by the group's window
+  PerGroup<std::vector<BlockId>> host_tables;  // while its KV is (also) in host memory
   int32_t swap_from = 0;  // blocks before this were not copied: another running req held them
   // n > 1: who has not forked yet waits with the first of them, whose prompt they share.
   std::vector<Req*> siblings;  // of the first one
@@ -133,14 +135,14 @@ struct alignas(64) Req {
   BatchId forked_in = 0;     // the step whose hidden row it began with; 0: computed its own prompt
   int64_t forked_from = -1;  // arrival_seq of whom it forked from
   int64_t move = 0;          // the transfers under way for it; 0: none
-  int32_t running_index = -1;  // in the running batch, or among those that swap in
-  int64_t arrival_seq = 0;     // total order of arrival
-  int32_t prefix_root = -1;
+  int32_t running_index = -1;    // in the running batch, or among those that swap in
+  int64_t arrival_seq = 0;       // total order of arrival
   int32_t highest_computed = 0;  // how far it ever got: below it, work is done twice
   int32_t next_score = 0;        // next prompt position whose logprob is to be asked for
 
   // Given by the caller.
   std::string rid;
+  Token largest_token = -1;  // of the prompt, where its maker has looked (none is negative); or -1
   SamplingParams params;
   std::string cache_salt;
   double priority = 0;  // lower is sooner

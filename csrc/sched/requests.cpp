@@ -81,19 +81,8 @@ void Scheduler::validate(const Req& req) const {
     throw InvalidArgument(who + "min_tokens must be at least 0, not " +
                           std::to_string(req.params.min_tokens));
   }
-  if (config_.vocab_size == 0) {
-    // Without an early end, so that many are looked at at once.
-    const Token bits = std::reduce(req.tokens.begin(), req.tokens.end(), Token{0}, std::bit_or<>());
-    if (bits < 0) throw InvalidArgument(who + "token ids must not be negative");
-  } else {
-    for (const Token token : req.tokens) {
-      if (token < 0 || token >= config_.vocab_size) {
-        throw InvalidArgument(who + "token id " + std::to_string(token) +
-                              " is outside the vocabulary of " +
-                              std::to_string(config_.vocab_size));
-      }
-    }
-  }
+  if (req.largest_token < 0 || (config_.vocab_size > 0 && req.largest_token >= config_.vocab_size))
+    check_tokens(req);
   const size_t extra = 2 * req.params.logit_bias.size() + req.params.stop_token_ids.size() +
                        config_.eos_token_ids.size();
   if (extra > static_cast<size_t>(kMaxSeatExtraWords)) {
@@ -101,6 +90,17 @@ void Scheduler::validate(const Req& req) const {
                           " words, at most " + std::to_string(kMaxSeatExtraWords));
   }
   check_fits(req, 0);
+}
+
+void Scheduler::check_tokens(const Req& req) const {
+  const About who{req};
+  const Token size = config_.vocab_size;
+  for (const Token token : req.tokens) {
+    if (size == 0 && token < 0) throw InvalidArgument(who + "token ids must not be negative");
+    if (size > 0 && (token < 0 || token >= size))
+      throw InvalidArgument(who + "token id " + std::to_string(token) +
+                            " is outside the vocabulary of " + std::to_string(size));
+  }
 }
 
 void Scheduler::check_fits(const Req& req, int64_t pinned) const {

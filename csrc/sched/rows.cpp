@@ -73,6 +73,7 @@ void Scheduler::survey_running() {
     Req* const req = running_[i];
     if (i + kPrefetch < running_.size()) __builtin_prefetch(running_[i + kPrefetch]);
     if (req == nullptr) continue;
+    if (req->tail_room == 0) __builtin_prefetch(&req->tables, 1);  // about to grow
     if (kept != i) {
       running_[kept] = req;
       req->running_index = static_cast<int32_t>(kept);
@@ -118,8 +119,18 @@ void Scheduler::survey_running() {
 // 1. Every running req that can decode gets its one token.
 void Scheduler::plan_decodes() {
   make_room_for_decodes();
-  const int32_t begin = at_.rows;
+  const int32_t begin = at_.rows, to_token = at_.tokens - begin;
+  int32_t row = begin;
   int32_t plain_from = begin;  // rows from here on are plain, and their output rows still to write
+  // Counts rows up to `to`, of which those in [from, plain_to) are plain, and writes their outputs.
+  const auto count_rows = [&](int32_t from, int32_t to, int32_t plain_to) {
+    at_.rows = to;
+    at_.tokens = to + to_token;
+    step_->num_rows = static_cast<size_t>(to);
+    at_.outs += plain_to - from;
+    at_.sampled += plain_to - from;
+    write_plain_outputs(from, plain_to);
+  };
   for (size_t i = 0; i < running_.size(); ++i) {
     Req* const req = running_[i];
     if (i + kPrefetch < running_.size()) __builtin_prefetch(running_[i + kPrefetch], 1);
@@ -142,25 +153,23 @@ void Scheduler::plan_decodes() {
       grow_tables(*req, req->computed + 1);
       set_tail(*req);
     }
-    write_decode_row(*req);
+    write_decode_row(*req, row, row + to_token, at_.outs + row - plain_from);
+    ++row;
     if (req->plain) continue;
-    write_plain_outputs(plain_from, at_.rows - 1);
+    count_rows(plain_from, row, row - 1);
     write_outputs(*req, at_.tokens - 1, 1);
-    plain_from = at_.rows;
+    plain_from = row;
   }
-  write_plain_outputs(plain_from, at_.rows);
-  std::iota(at_.row_indptr + begin + 1, at_.row_indptr + at_.rows + 1,
-            at_.tokens - at_.rows + begin + 1);
-  ledger_.tokens -= at_.rows - begin;
-  ledger_.rows -= at_.rows - begin;
-  stats_.num_decode_rows = at_.rows;
+  count_rows(plain_from, row, row);
+  std::iota(at_.row_indptr + begin + 1, at_.row_indptr + row + 1, to_token + begin + 1);
+  ledger_.tokens -= row - begin;
+  ledger_.rows -= row - begin;
+  stats_.num_decode_rows = row;
   refresh_available();
 }
 
-// A row of one token, but for its output rows.
-void Scheduler::write_decode_row(Req& req) {
-  const int32_t row = at_.rows++;
-  const int32_t token = at_.tokens++;
+// A row of one token, but for its output rows and what is counted of it.
+void Scheduler::write_decode_row(Req& req, int32_t row, int32_t token, int32_t out) {
   at_.row_seat[row] = req.seat;
   at_.row_kv_len[row] = req.computed + 1 - planted(Bug::wrong_kv_len);
   at_.token_ids[token] = req.last_token - (planted(Bug::wrong_seat_ref) && req.last_token < 0);
@@ -178,11 +187,9 @@ void Scheduler::write_decode_row(Req& req) {
   ++req.decode_steps;
   ++req.rows_in_flight;
   req.last_step = next_batch_;
-  step_->records[step_->num_rows++] = {&req, req.epoch, req.computed, at_.outs,
-                                       1,    kNoScores, true,         false};
+  step_->records[static_cast<size_t>(row)] = {&req, req.epoch, req.computed, out,
+                                              1,    kNoScores, true,         false};
   if (req.plain) {
-    ++at_.outs;
-    ++at_.sampled;
     ++req.known_ahead;
     req.last_token = -1 - req.seat;
   }

@@ -129,7 +129,7 @@ ReqPtr Scheduler::req(ReqId id) const {
 }
 
 ReqPtr Scheduler::find(std::string_view rid) const {
-  const auto it = by_rid_.find(std::string(rid));
+  const auto it = by_rid_.find(rid);
   return it == by_rid_.end() ? nullptr : req(it->second->id);
 }
 

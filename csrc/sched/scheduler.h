@@ -4,46 +4,41 @@
 // The contract with whoever runs the steps (Executor), in the order of a step's life:
 //
 // - schedule(now, buffer) writes one step into `buffer` and returns true, or returns false: nothing
-// to launch. At most overlap_depth + 1 steps may be scheduled and not committed. commit() takes
-// them strictly in
-//   the order of schedule(). Executors run steps strictly in that order too.
+//   to launch. At most overlap_depth + 1 steps may be scheduled and not committed. commit() takes
+//   them strictly in the order of schedule(). Executors run steps strictly in that order too.
 // - Seats. A req that is admitted gets a seat in 1..max_num_seqs and, in the same batch as its
-// first row, one SeatChange
-//   with its sampling parameters, plus one TableChange for each block it holds. The seat stays
-//   until the req ends or is preempted. Re-admission gives a new seat and a new SeatChange. A seat
-//   is given to another req only after every step that has a row on it was committed; so a
-//   SeatChange or TableChange never touches a seat that a step in flight reads. seat_data of a
-//   SeatChange, from data_begin: num_bias token ids, num_bias floats (their bits), num_stop token
-//   ids (EOS ids that count for it included), num_context tokens: everything known of the req,
-//   prompt then outputs, and only where kSeatPenalties is set. SeatChange.prompt_len tells where
-//   the prompt ends in it.
+//   first row, one SeatChange with its sampling parameters, plus one TableChange for each block it
+//   holds. The seat stays until the req ends or is preempted. Re-admission gives a new seat and a
+//   new SeatChange. A seat is given to another req only after every step that has a row on it was
+//   committed; so a SeatChange or TableChange never touches a seat that a step in flight reads.
+//   seat_data of a SeatChange, from data_begin: num_bias token ids, num_bias floats (their bits),
+//   num_stop token ids (EOS ids that count for it included), num_context tokens: everything known
+//   of the req, prompt then outputs, and only where kSeatPenalties is set. SeatChange.prompt_len
+//   tells where the prompt ends in it.
 // - Table changes hold for this step and later ones: block_table[group][seat][index] = block. They
-// are the only way the
-//   table changes; a row on a fresh seat reads only entries that were sent since its SeatChange.
-//   They may also replace a block by another one with the same content (a duplicate of a cached
-//   block is given back). Block 0 stands for positions that a window has left behind.
+//   are the only way the table changes; a row on a fresh seat reads only entries that were sent
+//   since its SeatChange. They may also replace a block by another one with the same content (a
+//   duplicate of a cached block is given back). Block 0 stands for positions that a window has left
+//   behind.
 // - Rows. Decode rows come first, one token each. Row r's query tokens are positions row_kv_len[r]
-// - n .. row_kv_len[r] - 1,
-//   their KV goes to `slots`, and it attends to positions 0 .. row_kv_len[r] - 1 of its own table.
-//   A row may read blocks that another row of the same batch writes (a shared prompt prefix): write
-//   all KV of a layer before attending.
+//   - n .. row_kv_len[r] - 1, their KV goes to `slots`, and it attends to positions 0 ..
+//   row_kv_len[r] - 1 of its own table. A row may read blocks that another row of the same batch
+//   writes (a shared prompt prefix): write all KV of a layer before attending.
 // - Tokens. token_ids[i] = -1 - seat means "the last token sampled on that seat": it stands where
-// the token was sampled by
-//   a step that was not committed when this one was scheduled. All other tokens are given as they
-//   are, so last_token[seat] needs no other care: the sampler writes it at every sample row.
+//   the token was sampled by a step that was not committed when this one was scheduled. All other
+//   tokens are given as they are, so last_token[seat] needs no other care: the sampler writes it at
+//   every sample row.
 // - Output rows. `sample` rows sample the token at out_position (= row_kv_len of their row);
-// `score` rows want the logprob of out_target at
-//   out_position given the hidden row before it; `pool` rows want the hidden row itself.
+//   `score` rows want the logprob of out_target at out_position given the hidden row before it;
+//   `pool` rows want the hidden row itself.
 // - A req's row that was launched before its end was known (EOS one step late, abort, error) still
-// runs; its result is thrown away.
-//   An end by length is known in time and has no such row.
+//   runs; its result is thrown away. An end by length is known in time and has no such row.
 // - Blocks. A block that a step in flight may read or write is not handed out again before that
-// step was committed: it is `draining`
-//   in between. The same holds for both ends of a Transfer until its ticket comes back in
-//   StepResult::finished_transfers.
+//   step was committed: it is `draining` in between. The same holds for both ends of a Transfer
+//   until its ticket comes back in StepResult::finished_transfers.
 // - A StepResult with status failed ends the reqs that have a row in that step with an error. Reqs
-// that are only in later steps go on; those of them
-//   that read blocks of the failed step are retracted, and their rows in flight are discarded.
+//   that are only in later steps go on; those of them that read blocks of the failed step are
+//   retracted, and their rows in flight are discarded.
 #pragma once
 
 #include <array>
@@ -203,6 +198,10 @@ class Scheduler {
     RowRecord& last_row() { return records[num_rows - 1]; }
     std::vector<Published> published;  // withdrawn if the step fails
   };
+  struct Due {  // a req whose newest block is full
+    Req* req;
+    int32_t committed;
+  };
   struct Ended {  // kept until no step in flight names it and its end was told
     ReqPtr req;
     BatchId after_step;
@@ -265,7 +264,7 @@ class Scheduler {
   void make_way();
   void make_room_for_decodes();
   void survey_running();
-  void write_decode_row(Req& req);
+  void write_decode_row(Req& req, int32_t row, int32_t token, int32_t out);
   void write_plain_outputs(int32_t begin, int32_t end);
   void write_chunk_row(Req& req, int32_t num_tokens);
   void write_outputs(Req& req, int32_t first_token, int32_t num_tokens);
@@ -336,7 +335,7 @@ class Scheduler {
   void end_move(Move& move);
   int32_t num_present() const { return num_running_ + static_cast<int32_t>(arriving_.size()); }
 
-  // placement.cpp: seats, tables, publication.
+  // placement.cpp
   void charge(const Req& req, int32_t num_tokens);
   void take_seat(Req& req);
   void reserve_tables(Req& req, int32_t num_tokens);
@@ -348,8 +347,6 @@ class Scheduler {
   void set_tail(Req& req);
   BlockId take_block(GroupId group, ReqId owner);
   void change_table(GroupId group, Seat seat, int32_t index, BlockId block);
-  void publish(Req& req, int32_t num_tokens, BatchId pending);
-  bool merge_duplicate(Req& req, int32_t index, EntryId entry);
 
   // commit.cpp
   const StepEvents& take_back(const ResultView& result, TimeNs now);
@@ -362,18 +359,24 @@ class Scheduler {
   bool is_stop(const Req& req, Token token) const;
   FinishReason end_of(Req& req, Token token) const;
   void fail_row(Req& req, std::string why);
-  void withdraw_step(BatchId failed);
-  void withdraw(std::span<const EntryId> roots);
-  bool builds_on_marked(const Req& req) const;
-  void redo(Req& req);
   void append_tokens(Req& req, std::span<const Token> tokens, int32_t kv_end, int32_t out_row);
   void fail_step(StepRecord& step, const std::string& why, bool fatal);
   void finish(Req& req, FinishReason reason, std::string why = {});
   void tell(Req& req, std::span<const Token> tokens, int32_t out_row);
   void bury();
 
+  // publication.cpp
+  void publish(Req& req, int32_t num_tokens, BatchId pending);
+  void publish_due(BatchId step);
+  bool merge_duplicate(Req& req, int32_t index, EntryId entry);
+  void withdraw_step(BatchId failed);
+  void withdraw(std::span<const EntryId> roots);
+  bool builds_on_marked(const Req& req) const;
+  void redo(Req& req);
+
   // requests.cpp
   void enroll(const ReqPtr& req, TimeNs now, Req* leader = nullptr);
+  void check_tokens(const Req& req) const;
   void check_fits(const Req& req, int64_t pinned) const;
   template <typename Job>
   bool each_of(std::string_view rid, Job&& job);
@@ -396,7 +399,7 @@ class Scheduler {
 
   std::vector<ReqPtr> reqs_;  // by ReqId
   std::vector<ReqId> free_ids_;
-  std::unordered_map<std::string, Req*> by_rid_;
+  std::unordered_map<std::string_view, Req*> by_rid_;
   std::unordered_map<std::string, std::vector<ReqPtr>> children_;  // of reqs with n > 1
   WaitingQueue waiting_;
   std::vector<Req*>
@@ -423,6 +426,7 @@ class Scheduler {
   std::array<StepRecord, kMaxOverlapDepth + 1> steps_;  // by batch id
   BatchId next_batch_ = 1, committed_ = 0;
   std::vector<Ended> ended_;
+  std::vector<Due> due_;                   // of the rows that are being committed
   std::vector<TableChange> late_changes_;  // made outside schedule(); go out with the next step
   bool low_water_ = false;                 // admission is on hold after a preemption
   PreemptionCounts preemptions_ = {};

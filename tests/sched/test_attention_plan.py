@@ -180,6 +180,19 @@ def test_balance_holds_as_reqs_come_and_go() -> None:
     assert worst <= 1.2
 
 
+def test_a_row_that_gains_a_split_stays_with_its_workers() -> None:
+    """Were it dealt anew each time, a step with many rows would deal all the time."""
+    p = planner(264, 8)
+    rows = [1000 + 7 * i for i in range(40)] + [1536]
+    before, _, _ = make(p, rows)
+    rows[-1] += 1
+    after, _, (_, slots, _) = make(p, rows)
+    rows_of = [[[i[ROW] for i in items] for items in plan] for plan in (before, after)]
+    changed = sum(a != b for a, b in zip(*rows_of, strict=True))
+    assert changed <= 2, "at most a head is handed on"
+    check_decode(after, rows, 8, 0, slots)
+
+
 def test_splits_follow_from_the_length_alone() -> None:
     """Were they to depend on the batch, a row's bits would too."""
     alone, _, _ = make(planner(264, 8), [3000])
