@@ -1,7 +1,9 @@
 """A run of the real engine for sim_fidelity.py: reqs fed at planned times, every step recorded, and a probe timed whenever nothing runs.
 
-The probe is a fixed few reqs that take the run's own way (same loop, same threads, same ops): before, between and after a run's
-parts, and inside them in each idle moment that is long enough for it. Its steps are taken out of the recording.
+The probe is a fixed few reqs that take the run's own way (same loop, same threads, same ops): once whenever nothing is left to run
+and the time to the next req is long enough for it, and where a run is never idle, before and after each of its parts. One that follows
+another probe, or comes after a pause, finds other caches than the run's steps do: it would tell less of a busy run than of an idle one.
+Its steps are taken out of the recording.
 """
 
 from __future__ import annotations
@@ -104,7 +106,7 @@ class Engine:
         self._probe = synthetic(seed=1234, **probe)
         self._probes_between = probes_between
         self._num_fed = self._num_probed = 0
-        self._probe_takes = 0  # ns
+        self._probe_takes = 0.0  # ns, lately
 
     def run(self, requests: Requests) -> list[RecordedPart]:
         """In parts, each from its own time 0 on."""
@@ -129,7 +131,7 @@ class Engine:
             self._run_probe()
         start = time.monotonic_ns() + 5_000_000
         due = [start + int(t) for t in requests.times]
-        loop, added, count = self.loop, 0, len(reqs)
+        loop, added, count, worked = self.loop, 0, len(reqs), False
         while added < count or loop.has_unfinished():
             now = time.monotonic_ns()
             while added < count and due[added] <= now:
@@ -138,8 +140,12 @@ class Engine:
             if loop.has_unfinished():
                 loop.turn()
                 loop.poll()
-            elif (left := due[added] - now) > 1.3 * self._probe_takes:
+                worked = True
+            elif (
+                (left := due[added] - now) > 1.5 * self._probe_takes and worked and self._probes_between == 0
+            ):
                 self._run_probe()
+                worked = False
             elif left > 400_000:
                 time.sleep((left - 300_000) / 1e9)  # the rest is spun away: sleep wakes late
         for _ in range(self._probes_between):
@@ -156,7 +162,7 @@ class Engine:
             self.loop.turn()
             self.loop.poll()
         took = time.monotonic_ns() - began
-        self._probe_takes = max(took, self._probe_takes * 15 // 16)
+        self._probe_takes = (7 * self._probe_takes + took) / 8
 
     def _reqs(self, name: str, requests: Requests) -> list[Req]:
         workload = requests.native(self.vocab)

@@ -6,8 +6,8 @@ with another rate and other lengths, predicted before it is made.
     python benchmarks/sim_fidelity.py --device cuda --seconds 10    # a 0.6B model with random weights on a GPU
 
 A pair: run A is recorded and a cost model fitted to it, what it says of run B is written to a file, run B is made. A run has at least
-1,000 reqs and lasts about `--seconds` (20) or longer, in ten parts. The probe (fidelity_run.py) is timed before and after each part and
-whenever nothing runs; a part's speed is what its probes took over A's in the mean, for steps with a chunk and for those without, drawn
+1,000 reqs and lasts about `--seconds` (20) or longer, in ten parts. The probe (fidelity_run.py) is timed whenever a run falls idle, or
+where it never does before and after each part; a part's speed is what its probes took over A's in the mean, for steps with a chunk and for those without, drawn
 to the run's mean as far as single probes scatter. The fit takes the speed of A's parts out, the prediction puts that of B's parts in:
 that is all it takes from run B. What is written before stands: the cost model, the reqs and their times, and the figures for a few
 speeds. A prediction is the mean of ten simulations that differ in their noise.
@@ -44,7 +44,7 @@ ON: dict[str, dict[str, Any]] = {
     "cpu": {
         "engine": {"model": "stoker-demo", "max_num_seqs": 32, "max_num_batched_tokens": 256, "num_kv_blocks": 2049, "max_model_len": 1024},
         "probe": {"num_reqs": 1, "prompt_len": "8", "output_len": "2"},
-        "probes_between": 10,
+        "probes_between": 0,
         "pairs": {
             1: ((0.4, "loguniform:16:128", "uniform:2:12"), (0.5, "loguniform:8:64", "uniform:2:16")),
             2: ((0.4, "loguniform:8:160", "uniform:2:16"), (0.3, "loguniform:32:160", "uniform:2:8")),
@@ -102,7 +102,8 @@ def setting_of(engine: Engine, cost: Any, seed: int) -> Setting:
 
 
 def mean_probe(run: list[RecordedPart]) -> Speed:
-    chunks, decodes = zip(*(part.probe for part in run), strict=True)
+    """Over its parts, each for as much as the others."""
+    chunks, decodes = zip(*(part.probe for part in run if len(part.probes) > 1), strict=True)
     return statistics.fmean(chunks), statistics.fmean(decodes)
 
 
@@ -117,14 +118,17 @@ def speeds_of(run: list[RecordedPart], reference: Speed) -> list[Speed]:
 
 
 def _drawn(parts: list[list[float]]) -> list[float]:
-    means = [statistics.fmean(part) for part in parts]
-    errors = [statistics.variance(part) / len(part) for part in parts]
+    """A part without two probes has the run's mean."""
+    told = [part for part in parts if len(part) > 1]
+    means = [statistics.fmean(part) for part in told]
+    errors = [statistics.variance(part) / len(part) for part in told]
     middle = statistics.fmean(means)
     real = max(statistics.variance(means) - statistics.fmean(errors), 0.0)
-    return [
+    drawn = iter(
         middle + (mean - middle) * real / max(real + error, 1e-12)
         for mean, error in zip(means, errors, strict=True)
-    ]
+    )
+    return [next(drawn) if len(part) > 1 else middle for part in parts]
 
 
 def rescaled(cost: Any, speed: Speed) -> Any:
