@@ -32,8 +32,9 @@ void Scheduler::check_moves() const {
     touched.assign(static_cast<size_t>(pool.total()), 0);
     for (const Move& move : moves_) {
       if (move.kind == Move::Kind::none) continue;
-      for (const auto& [of, block] : touched_by(move))
-        touched[static_cast<size_t>(block)] += of == &pool;
+      for (const auto& [of, block] : touched_by(move)) {
+        if (of == &pool) ++touched[static_cast<size_t>(block)];  // another pool may be larger
+      }
     }
     for (BlockId b = 1; b < pool.total(); ++b) {
       if (pool.transfers(b) != touched[static_cast<size_t>(b)])
