@@ -24,6 +24,9 @@ from stoker.sampling_params import SamplingParams
 from stoker.server import messages as m
 from stoker.server.sockets import engine_address
 
+_LINGER_MS = 200
+"""How long what was sent may take to reach a worker when this process ends."""
+
 
 class QueueFull(RuntimeError):
     """The waiting queue is at its limit: the request may be tried again later."""
@@ -103,8 +106,13 @@ class EngineProcess:
         finally:
             self._stopping.set()
             self._engine.close()
+            self._questions.put(None)
             for socket in out.values():
-                socket.close(linger=200)
+                socket.close()
+            # What was just sent may wait for its connection still: a process that simply left would take it along.
+            ending = threading.Thread(target=self._context.term, daemon=True)
+            ending.start()
+            ending.join(2 * _LINGER_MS / 1000)
 
     def stop(self) -> None:
         """Makes `run` return within a second; any thread, also a signal handler."""
@@ -156,6 +164,7 @@ class EngineProcess:
     def _connect(self, address: str) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.PUSH)
         socket.setsockopt(zmq.SNDHWM, 0)
+        socket.setsockopt(zmq.LINGER, _LINGER_MS)
         socket.connect(address)
         return socket
 
@@ -163,15 +172,16 @@ class EngineProcess:
 
     def _take_in(self) -> None:
         replies: dict[int, zmq.Socket[bytes]] = {}
-        while not self._stopping.is_set():
-            try:
-                data = self._intake.recv()
-            except zmq.ContextTerminated:
-                return
-            try:
-                self._handle(m.decode_to_engine(data), replies)
-            except Exception:  # a bad message harms nobody but its sender
-                traceback.print_exc(file=sys.stderr)
+        with self._intake:
+            while not self._stopping.is_set():
+                try:
+                    data = self._intake.recv()
+                except zmq.ContextTerminated:
+                    return
+                try:
+                    self._handle(m.decode_to_engine(data), replies)
+                except Exception:  # a bad message harms nobody but its sender
+                    traceback.print_exc(file=sys.stderr)
 
     def _reply(self, worker: int, message: m.ToWorker, replies: dict[int, zmq.Socket[bytes]]) -> None:
         socket = replies.get(worker)

@@ -99,6 +99,7 @@ def test_rounding_is_bounded() -> None:
 
 def test_product_is_close() -> None:
     """Few rows and many, with and without the gate, against float64."""
+    torch.manual_seed(0)
     room = Fp8Room(CPU)
     layer = Fp8Weight(96, 64, room, CPU)
     weight = torch.randn(96, 64)
@@ -108,7 +109,8 @@ def test_product_is_close() -> None:
         x, out = torch.randn(rows, 64), torch.empty(rows, 96)
         layer(out, x, None)
         want = x.double() @ weight.double().T
-        assert ((out - want).norm() / want.norm()).item() < 0.04
+        # Rounding to three bits is off by 2.6% in the root mean square, in both factors: 3.7%, more or less.
+        assert ((out - want).norm() / want.norm()).item() < 0.05
         gated = torch.empty(rows, 48)
         layer.gated(gated, torch.empty(rows, 96), x)
         want = torch.nn.functional.silu(want[:, :48]) * want[:, 48:]
