@@ -1,5 +1,5 @@
-// Which tokens of a row survive top-k, top-p and min-p, and drawing one of them, without sorting the
-// vocabulary. Included inside a per-ISA anonymous namespace, before sample.inl.
+// Which tokens of a row survive top-k, top-p and min-p, and drawing one of them, without sorting
+// the vocabulary. Included inside a per-ISA anonymous namespace, before sample.inl.
 //
 // The row is scaled so that the best logit is 0; a ladder of cuts counts (or weighs) how much lies
 // above each, the first cut that holds enough gives the candidates, and only the candidates of the
