@@ -98,23 +98,26 @@ def test_rounding_is_bounded() -> None:
 
 
 def test_product_is_close() -> None:
-    """Few rows and many, with and without the gate, against float64."""
+    """One row at a time and many at once, with and without the gate, against float64. Over as many rows either way: a single
+    row's error scatters about what rounding gives in the mean."""
     torch.manual_seed(0)
+    rows = 40
     room = Fp8Room(CPU)
     layer = Fp8Weight(96, 64, room, CPU)
     weight = torch.randn(96, 64)
     Fp8Rows(layer, 0, 96).copy_(weight)
-    room.reserve(40)
-    for rows in (1, 40):
-        x, out = torch.randn(rows, 64), torch.empty(rows, 96)
-        layer(out, x, None)
-        want = x.double() @ weight.double().T
-        # Rounding to three bits is off by 2.6% in the root mean square, in both factors: 3.7%, more or less.
-        assert ((out - want).norm() / want.norm()).item() < 0.05
-        gated = torch.empty(rows, 48)
-        layer.gated(gated, torch.empty(rows, 96), x)
-        want = torch.nn.functional.silu(want[:, :48]) * want[:, 48:]
-        assert ((gated - want).norm() / want.norm()).item() < 0.12  # of two such products and a gate
+    room.reserve(rows)
+    x = torch.randn(rows, 64)
+    want = x.double() @ weight.double().T
+    gate = torch.nn.functional.silu(want[:, :48]) * want[:, 48:]
+    for at_once in (1, rows):
+        out, gated = torch.empty(rows, 96), torch.empty(rows, 48)
+        for begin in range(0, rows, at_once):
+            part = slice(begin, begin + at_once)
+            layer(out[part], x[part], None)
+            layer.gated(gated[part], torch.empty(at_once, 96), x[part])
+        assert ((out - want).norm() / want.norm()).item() < 0.04
+        assert ((gated - gate).norm() / gate.norm()).item() < 0.08
 
 
 def test_checkpoint_forms_say_the_same(folder: Path, tmp_path: Path) -> None:
