@@ -30,11 +30,11 @@ FORBIDDEN_IN_SCHED = re.compile(
 THREADS = re.compile(r"#include\s*<(thread|pthread\.h)>")
 
 # A package or module of stoker -> what of stoker it may import (itself is always allowed).
-PLAIN = {"sampling_params", "structured_outputs", "outputs", "config", "errors"}
+PLAIN = {"sampling_params", "structured_outputs", "outputs", "config", "model_config", "errors"}
 MAY_IMPORT = {
     "ops": {"_core", "_cuda"},
-    "layers": {"ops", "config"},
-    "models": {"layers", "ops", "config"},
+    "layers": {"ops", "model_config"},
+    "models": {"layers", "ops", "model_config"},
     "engine": {"models", "layers", "ops", "_core", "_cuda", "scheduler", "demo_model"} | PLAIN,
     "scheduler": {"_core", "sampling_params"},
     "sim": {"_core", "scheduler", "sampling_params"},

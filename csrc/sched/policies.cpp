@@ -213,9 +213,8 @@ void Scheduler::drop_late() {
         req->num_outputs() > 0)
       continue;
     if (!waiting_.contains(*req)) continue;
-    finish(*req, FinishReason::abort);
-    req->why = "its deadline for the first token passed while it waited";
-    unsaid_ = true;
+    end_in_plan(*req, FinishReason::abort,
+                "its deadline for the first token passed while it waited");
   }
 }
 

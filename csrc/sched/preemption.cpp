@@ -184,9 +184,7 @@ bool Scheduler::unstick() {
   } else if (num_running_ == 1) {
     for (Req* req : running_) {
       if (req == nullptr) continue;
-      finish(*req, FinishReason::error);
-      req->why = "the KV pool is too small for this req alone";
-      unsaid_ = true;
+      end_in_plan(*req, FinishReason::error, "the KV pool is too small for this req alone");
       --ends_left_;
     }
   } else if (blocked_ != nullptr && waiting_.contains(*blocked_) && pause_ == Pause::no) {
@@ -195,10 +193,8 @@ bool Scheduler::unstick() {
       return true;
     }
     const WaitReason reason = blocked_->wait;
-    finish(*blocked_, FinishReason::error);
-    blocked_->why = "cannot be run even alone: it ";
-    blocked_->wait = reason;
-    unsaid_ = true;
+    end_in_plan(*blocked_, FinishReason::error, "cannot be run even alone: it ");
+    blocked_->wait = reason;  // say_why() goes on with it
     --ends_left_;
     blocked_ = nullptr;
   } else {

@@ -94,6 +94,13 @@ void Scheduler::prepare_moves() {
   store_->touched.clear();
 }
 
+// finish(), while a plan is decided: its error is a text, which asks for memory.
+void Scheduler::end_in_plan(Req& req, FinishReason reason, const char* why) {
+  finish(req, reason);
+  req.why = why;
+  unsaid_ = true;
+}
+
 // Writes the errors of reqs that a plan has ended. Where there is no memory for that, later.
 void Scheduler::say_why() {
   if (!unsaid_) return;

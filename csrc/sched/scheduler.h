@@ -243,11 +243,12 @@ class Scheduler {
   };
 
   // schedule(): the memory that a plan may need, then the decisions in order (scheduler.cpp,
-  // rows.cpp, admit.cpp, preemption.cpp).
+  // step.cpp, rows.cpp, admit.cpp, preemption.cpp).
   void reserve_for_plans();
   void prepare(TimeNs now);
   void prepare_moves();
   void decide();
+  void end_in_plan(Req& req, FinishReason reason, const char* why);
   void say_why();
   void begin_step(TimeNs now, const BatchBuffer& out);
   void plan_decodes();

@@ -199,10 +199,8 @@ class EngineProcess:
         elif isinstance(message, m.Abort):
             with self._lock:
                 owner = self._owners.get(message.rid)
-            if owner is not None and message.worker in (
-                None,
-                owner[0],
-            ):  # ids may come from clients, of any worker
+            # Ids may come from clients: a worker ends its own requests only.
+            if owner is not None and message.worker in (None, owner[0]):
                 self._engine.abort(message.rid, message.index)
         elif isinstance(message, m.AskStats):
             self._reply(message.worker, self._stats(message.ticket), replies)

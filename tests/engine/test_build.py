@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from stoker.config import EngineConfig, ModelConfig
+from stoker.config import EngineConfig
 from stoker.engine import build as building
 from stoker.engine.kv_cache import KVPool, kv_groups, num_blocks_for_memory
 from stoker.engine.sizes import StepSizes, fit_model_len, model_len
+from stoker.model_config import ModelConfig
 from support import checkpoints
 
 CPU = torch.device("cpu")
@@ -63,7 +64,7 @@ def test_caches_share_no_byte(folder: Path) -> None:
 
 
 def raw_config(folder: Path) -> dict[str, Any]:
-    from stoker.config import read_json
+    from stoker.model_config import read_json
 
     return read_json(folder / "config.json")
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from stoker.config import EngineConfig, GenerationConfig, ModelConfig
+from stoker.config import EngineConfig
+from stoker.model_config import GenerationConfig, ModelConfig
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from stoker.config import EngineConfig, ModelConfig
+from stoker.config import EngineConfig
 from stoker.engine import cuda_graphs, cuda_runner, weights
 from stoker.engine import engine as engine_module
 from stoker.engine.build import Attention
@@ -28,6 +28,7 @@ from stoker.engine.engine import Engine
 from stoker.engine.forward import Forward
 from stoker.engine.kv_cache import KVPool, kv_groups
 from stoker.layers.parameters import ParameterStore
+from stoker.model_config import ModelConfig
 from stoker.models import registry
 from stoker.sampling_params import SamplingParams
 from support import checkpoints

@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stoker.config import EngineConfig, ModelConfig
+from stoker.config import EngineConfig
 from stoker.engine import weights
 from stoker.engine.engine import Engine
 from stoker.layers.fp8 import FP8, Fp8Room, Fp8Rows, Fp8Weight, quantized, widened
 from stoker.layers.parameters import ParameterStore
+from stoker.model_config import ModelConfig
 from stoker.models import registry
 from stoker.sampling_params import SamplingParams
 from support import checkpoints

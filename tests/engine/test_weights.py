@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stoker.config import ModelConfig
 from stoker.engine import checkpoint, weights
 from stoker.layers.parameters import ParameterStore
+from stoker.model_config import ModelConfig
 from stoker.models import registry
 from support import checkpoints
 

@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from stoker.config import EngineConfig, GenerationConfig
+from stoker.config import EngineConfig
 from stoker.engine.output import EngineOutput, EngineStats, TokenLogprobs
+from stoker.model_config import GenerationConfig
 from stoker.sampling_params import SamplingParams
 
 Script = Callable[[list[int], int], list[int]]

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from stoker.config import ModelConfig
 from stoker.engine import weights
 from stoker.engine.kv_cache import KVPool, kv_groups
 from stoker.layers.context import ActivationPool, StepContext
 from stoker.layers.parameters import ParameterStore
+from stoker.model_config import ModelConfig
 from stoker.models import registry
 from stoker.models.llama import Llama
 

@@ -7,7 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stoker.config import EMBEDDED_MODEL, ModelConfig
+from stoker.config import EMBEDDED_MODEL
+from stoker.model_config import ModelConfig
 
 if TYPE_CHECKING:
     from stoker.sim.run import Slo
@@ -237,7 +238,7 @@ def read_model(name: str) -> ModelConfig:
         return ModelConfig.from_folder(Path(stoker.demo_model.__file__).parent / "checkpoint")
     path = Path(name)
     if path.suffix == ".json":
-        from stoker.config import read_json
+        from stoker.model_config import read_json
 
         return ModelConfig.from_dict(read_json(path), source=name)
     if path.is_dir():
@@ -261,7 +262,7 @@ def value_of(text: str) -> Any:
 
 def _recorded_engine(path: str) -> dict[str, Any]:
     """How the engine was set up that the cost model was fitted to: the defaults of its simulation."""
-    from stoker.config import read_json
+    from stoker.model_config import read_json
 
     engine = read_json(Path(path)).get("engine", {})
     known = ("block_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len")

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from stoker.config import EngineConfig, GenerationConfig, ModelConfig
+from stoker.config import EngineConfig
 from stoker.engine import checkpoint, weights
 from stoker.engine.forward import Forward
 from stoker.engine.kv_cache import KVGroup, KVPool, default_cpu_budget, gib, kv_groups, num_blocks_for_memory
@@ -20,6 +20,7 @@ from stoker.engine.seats import CpuSeats
 from stoker.engine.sizes import StepSizes, fit_model_len, model_len
 from stoker.engine.transfers import Transfers
 from stoker.layers.parameters import ParameterStore
+from stoker.model_config import GenerationConfig, ModelConfig
 from stoker.models import registry
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from stoker.config import EMBEDDED_MODEL, read_json
+from stoker.config import EMBEDDED_MODEL
 from stoker.demo_model import CHECKPOINT
+from stoker.model_config import read_json
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

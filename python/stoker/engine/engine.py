@@ -14,11 +14,12 @@ import numpy as np
 
 from stoker._core.loop import EngineLoop
 from stoker._core.sched import AttentionGeometry
-from stoker.config import EngineConfig, GenerationConfig, ModelConfig
+from stoker.config import EngineConfig
 from stoker.engine.answers import Answers
 from stoker.engine.build import Parts, build
 from stoker.engine.grammars import Grammars
 from stoker.engine.output import EngineOutput, EngineStats, StepNews
+from stoker.model_config import GenerationConfig, ModelConfig
 from stoker.scheduler import KVGroup, Req, SchedulerConfig
 
 if TYPE_CHECKING:

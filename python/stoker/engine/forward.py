@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from stoker.config import ModelConfig
 from stoker.engine.step_buffer import TensorViews
 from stoker.layers.context import ActivationPool, AttentionPlans, Kept, StepContext
+from stoker.model_config import ModelConfig
 from stoker.models.llama import Llama
 from stoker.ops import LogprobBuffers, SeatTable, gather_tokens, sample
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from stoker.config import ModelConfig
 from stoker.layers import host_memory
+from stoker.model_config import ModelConfig
 
 _GIB = 1 << 30
 _MAX_DEFAULT_GIB = 4.0

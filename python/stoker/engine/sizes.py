@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stoker.config import EngineConfig, ModelConfig
+from stoker.config import EngineConfig
+from stoker.model_config import ModelConfig
 
 _CPU_SEQS, _CPU_TOKENS = 64, 512
 _GPU_SEQS, _GPU_TOKENS = 256, 8192

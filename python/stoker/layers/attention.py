@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import torch
 
-from stoker.config import ModelConfig
 from stoker.layers.context import StepContext
 from stoker.layers.linear import Linear
 from stoker.layers.parameters import ParameterStore
+from stoker.model_config import ModelConfig
 from stoker.ops import paged_attention, rope_and_cache
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import torch
 
-from stoker.config import ModelConfig
+from stoker.model_config import ModelConfig
 
 K = TypeVar("K")
 V = TypeVar("V")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from stoker.config import ModelConfig
 from stoker.layers.context import StepContext
 from stoker.layers.linear import Linear
 from stoker.layers.parameters import ParameterStore
+from stoker.model_config import ModelConfig
 
 
 class GatedMLP:

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from stoker.config import RopeConfig
+from stoker.model_config import RopeConfig
 
 
 def inverse_frequencies(rope: RopeConfig, rotary_dim: int) -> torch.Tensor:

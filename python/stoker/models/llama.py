@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import torch
 
-from stoker.config import ModelConfig
 from stoker.layers.attention import Attention
 from stoker.layers.context import StepContext
 from stoker.layers.embedding import Embedding, Head
 from stoker.layers.mlp import GatedMLP
 from stoker.layers.parameters import ParameterStore
 from stoker.layers.rotary import cos_sin_table
+from stoker.model_config import ModelConfig
 from stoker.ops import add_rms_norm, rms_norm
 
 

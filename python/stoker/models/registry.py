@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from stoker.config import ModelConfig
 from stoker.layers.parameters import ParameterStore
+from stoker.model_config import ModelConfig
 from stoker.models.llama import Llama
 from stoker.models.mistral import Mistral
 from stoker.models.qwen2 import Qwen2

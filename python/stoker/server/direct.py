@@ -70,9 +70,8 @@ class Protocol(HttpToolsProtocol):
 
     def _refuse(self, status: bytes) -> None:
         self._head_is_there()
-        if (
-            self.cycle is None or self.cycle.response_complete
-        ):  # else it would stand in the middle of an answer
+        # Not in the middle of an answer.
+        if self.cycle is None or self.cycle.response_complete:
             head = b"HTTP/1.1 %b\r\ncontent-length: 0\r\nconnection: close\r\n\r\n" % status
             self.transport.write(head)
         self.transport.close()
