@@ -28,11 +28,9 @@ def percentile(values: list[float], q: float) -> float:
 class Trial:
     """One run in virtual time. `mode`: priority, deadline or plain."""
 
-    def __init__(self, mode: str, every: float, budget: int, kv_tokens: int = 131072) -> None:
+    def __init__(self, mode: str, every: float, options: dict[str, Any], kv_tokens: int = 131072) -> None:
         policy = {"priority": "priority", "deadline": "deadline", "plain": "fcfs"}[mode]
-        self.s = scheduler(
-            kv_tokens, 256, schedule_policy=policy, max_num_batched_tokens=budget, max_model_len=8192
-        )
+        self.s = scheduler(kv_tokens, 256, schedule_policy=policy, max_model_len=8192, **options)
         lengths = w2_lengths()
         fields: dict[str, Any] = {
             "priority": {"priority": PRIORITY}, "deadline": {"deadline_ttft": DEADLINE_NS}, "plain": {},
@@ -87,12 +85,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--budget", type=int, default=2048, help="max_num_batched_tokens (default: 2048)")
+    parser.add_argument("--budget", type=int, default=8192, help="max_num_batched_tokens (default: 8192)")
+    parser.add_argument(
+        "--threshold", type=int, help="urgent_prefill_token_threshold (default: the scheduler's)"
+    )
     args = parser.parse_args()
-    plain = Trial("plain", 0, args.budget)
+    options = {"max_num_batched_tokens": args.budget}
+    if args.threshold is not None:
+        options["urgent_prefill_token_threshold"] = args.threshold
+    plain = Trial("plain", 0, options)
     plain.run(others="waiting")
     every = plain.seconds * 0.9 / len(plain.urgent)
-    plain = Trial("plain", every, args.budget)
+    plain = Trial("plain", every, options)
     plain.run(others="waiting")
     print(
         f"nobody urgent: {plain.seconds:.2f} s, {plain.tokens / plain.seconds:.0f} tokens/s, p99 TTFT of that tenth {percentile(plain.ttft(), 99):.2f} s"
@@ -101,7 +105,7 @@ def main() -> None:
         trials = {}
         pace = plain.seconds / len(plain.others) / 0.9
         for others in ("none", "arriving", "waiting"):
-            trials[others] = t = Trial(mode, every, args.budget)
+            trials[others] = t = Trial(mode, every, options)
             t.run(others=others, pace=pace)
             print(
                 f"{mode}, others {others:8s}: TTFT p50 {percentile(t.ttft(), 50) * 1e3:7.1f} ms, p99 {percentile(t.ttft(), 99) * 1e3:7.1f} ms; "

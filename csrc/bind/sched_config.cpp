@@ -77,6 +77,7 @@ void register_sched_config(py::module_& m) {
       .def_readwrite("enable_prefix_caching", &Config::enable_prefix_caching)
       .def_readwrite("schedule_conservativeness", &Config::schedule_conservativeness)
       .def_readwrite("long_prefill_token_threshold", &Config::long_prefill_token_threshold)
+      .def_readwrite("urgent_prefill_token_threshold", &Config::urgent_prefill_token_threshold)
       .def_readwrite("bypass_limit", &Config::bypass_limit)
       .def_readwrite("aging_limit", &Config::aging_limit)
       .def_readwrite("max_running_per_tenant", &Config::max_running_per_tenant)

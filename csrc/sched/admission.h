@@ -42,7 +42,8 @@ class NewTokenRatio {
 // The step's scratch copy of what is left. A candidate is judged on it; only an accepted one
 // changes anything.
 struct Ledger {
-  int32_t tokens = 0;  // of the token budget
+  int32_t tokens = 0;      // of the token budget
+  int32_t background = 0;  // prefill tokens for those that urgent reqs outrank; see prefill_limit()
   int32_t rows = 0;
   int32_t seats = 0;
   int32_t outs = 0;                               // output rows of the buffer

@@ -160,7 +160,7 @@ Verdict Scheduler::consider(Req& req) {
   if (ledger_.seats < family)
     return WaitReason{
         .code = WaitCode::seats, .needed = family, .free = std::max(ledger_.seats, 0)};
-  if (!swapped && (ledger_.tokens == 0 || ledger_.rows == 0))
+  if (!swapped && (prefill_limit(req) == 0 || ledger_.rows == 0))
     return WaitReason{.code = WaitCode::token_budget, .needed = 1};
 
   const Tenant& tenant = tenants_[static_cast<size_t>(req.tenant_index)];
@@ -183,9 +183,7 @@ Verdict Scheduler::consider(Req& req) {
     prefix_->match(req.prefix_root, req.tokens, most, match_);
   }
   const auto matched = static_cast<int32_t>(match_.path.size());
-  int32_t first = std::min(known - matched * block_size_, ledger_.tokens);
-  if (config_.long_prefill_token_threshold > 0)
-    first = std::min(first, config_.long_prefill_token_threshold);
+  int32_t first = std::min(known - matched * block_size_, prefill_limit(req));
   if (scores) first = std::min(first, ledger_.outs - at_.outs - 1);
 
   if (swapped) {

@@ -140,6 +140,7 @@ SchedulerConfig validated(SchedulerConfig config) {
   at_least("max_queued_per_tenant", config.max_queued_per_tenant, 0);
   require(config.schedule_conservativeness >= 0, "schedule_conservativeness must not be negative");
   at_least("long_prefill_token_threshold", config.long_prefill_token_threshold, 0);
+  at_least("urgent_prefill_token_threshold", config.urgent_prefill_token_threshold, 0);
   at_least("max_queued_reqs", config.max_queued_reqs, 0);
   for (const int32_t window : config.attention_windows) at_least("attention_windows", window, 0);
   return config;

@@ -108,8 +108,12 @@ struct SchedulerConfig {
   int32_t max_running_per_tenant = 0;        // 0: no limit
   int32_t max_queued_per_tenant = 0;         // 0: no limit
   int32_t long_prefill_token_threshold = 0;  // most prefill tokens of one req a step; 0: no cap
-  int32_t max_queued_reqs = 0;               // 0: no limit
-  uint64_t seed = 0;  // for the seeds of reqs that bring none, and the policy `random`
+  // Under the policies `priority` and `deadline`: most prefill tokens a step that go to reqs which
+  // urgent ones outrank, as long as more urgent ones are to be expected; 0: no bound. Who comes
+  // while a step is under way waits for its end, so this is how long.
+  int32_t urgent_prefill_token_threshold = 256;
+  int32_t max_queued_reqs = 0;  // 0: no limit
+  uint64_t seed = 0;            // for the seeds of reqs that bring none, and the policy `random`
   // What the executor's attention kernels want a work list for; num_decode_workers 0: no list is
   // written. One list for each of `attention_windows`, in their order, in place of
   // attention.window; empty: one.

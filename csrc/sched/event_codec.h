@@ -111,6 +111,7 @@ void describe_config(Codec& c, Config& s) {
   c.field(s.max_running_per_tenant);
   c.field(s.max_queued_per_tenant);
   c.field(s.long_prefill_token_threshold);
+  c.field(s.urgent_prefill_token_threshold);
   c.field(s.max_queued_reqs);
   c.field(s.seed);
 }

@@ -8,7 +8,7 @@
 namespace stoker {
 namespace {
 
-constexpr std::string_view kMagic = "stoker-events-2\n";
+constexpr std::string_view kMagic = "stoker-events-3\n";
 
 uint64_t mixed(uint64_t hash, const void* data, size_t size) {
   const auto* bytes = static_cast<const unsigned char*>(data);

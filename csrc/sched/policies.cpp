@@ -13,6 +13,9 @@ namespace {
 constexpr int32_t kRerankPerStep =
     16;  // of a policy whose order drifts with time, round robin over all reqs
 
+// Steps for which an urgent req lets others be expected.
+constexpr int32_t kUrgentSteps = 1024;
+
 uint64_t mixed(uint64_t seed, uint64_t x) {
   uint64_t z = seed ^ (x * 0x9e3779b97f4a7c15ULL);
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
@@ -72,6 +75,7 @@ QueueKey Scheduler::key_of(Req& req) {
       break;
     case Policy::deadline:
       key.key = urgency(req);
+      key.rank = key.key >= kLate;  // also in front of those that were preempted
       break;
     case Policy::fair:  // first the tenant served least, see next_candidate(); within it first come
                         // first served
@@ -82,7 +86,7 @@ QueueKey Scheduler::key_of(Req& req) {
     key.tier = -1;
     key.key = 0;
     key.group = 0;
-    if (config_.schedule_policy == Policy::priority)
+    if (config_.schedule_policy == Policy::priority || config_.schedule_policy == Policy::deadline)
       key.rank = -std::numeric_limits<double>::infinity();
   }
   return key;
@@ -94,6 +98,27 @@ double Scheduler::urgency(const Req& req) const {
   if (config_.schedule_policy == Policy::priority) return req.rank();
   const TimeNs due = req.due();  // earliest first, within what can still be met
   return due < 0 ? kLate : static_cast<double>(due) + (due < now_ ? 2 * kLate : 0);
+}
+
+// One that outranks others has come, and more may: for some steps to come the prompts that it
+// outranks get little of each. Where newcomers of several ranks do, all up to the least of them are
+// urgent.
+void Scheduler::expect_urgent(const Req& newcomer) {
+  const Policy policy = config_.schedule_policy;
+  if (config_.urgent_prefill_token_threshold == 0) return;
+  double border = urgency(newcomer);
+  if (policy == Policy::deadline) {
+    if (border >= kLate) return;
+    border = static_cast<double>(std::numeric_limits<TimeNs>::max());  // all deadlines
+  } else if (policy == Policy::priority) {
+    double least = least_urgent_;
+    if (!waiting_.empty()) least = std::max(least, waiting_.items().rbegin()->key.rank);
+    if (border >= least) return;
+  } else {
+    return;
+  }
+  urgent_border_ = next_batch_ < urgent_until_ ? std::max(urgent_border_, border) : border;
+  urgent_until_ = next_batch_ + kUrgentSteps;
 }
 
 void Scheduler::weigh_branch(Req& req, int32_t add) {

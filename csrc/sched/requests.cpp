@@ -217,6 +217,7 @@ void Scheduler::enroll(const ReqPtr& ptr, TimeNs now, Req* leader) {
   req.window_begins.assign(static_cast<size_t>(num_groups_), 0);
   if (prefix_) req.prefix_root = prefix_->enter(req.cache_salt);
   req.account.arrival_time = now;
+  expect_urgent(req);
   req.state = ReqState::waiting;
   if (req.drop_when_late && req.deadline_ttft >= 0)
     expiring_.insert({now + req.deadline_ttft, {req.arrival_seq, req.id}});

@@ -147,6 +147,16 @@ int32_t Scheduler::chunk_that_fits(const Req& req, int32_t wanted) const {
   return wanted;
 }
 
+// The most prompt tokens of this step that one req may still have.
+int32_t Scheduler::prefill_limit(const Req& req) const {
+  int32_t most = ledger_.tokens;
+  if (config_.long_prefill_token_threshold > 0)
+    most = std::min(most, config_.long_prefill_token_threshold);
+  if (next_batch_ < urgent_until_ && urgency(req) > urgent_border_)
+    most = std::min(most, std::max(0, ledger_.background));
+  return most;
+}
+
 // 2. The prompts under way: first come first, or each an equal share.
 void Scheduler::plan_chunks() {
   int32_t share = config_.max_num_batched_tokens;
@@ -156,9 +166,7 @@ void Scheduler::plan_chunks() {
   for (Req* const req : chunks_) {
     if (req->state != ReqState::running || req->last_step == next_batch_) continue;
     if (any_window_) release_window(*req);
-    int32_t wanted = std::min({req->known_ahead - req->computed, ledger_.tokens, share});
-    if (config_.long_prefill_token_threshold > 0)
-      wanted = std::min(wanted, config_.long_prefill_token_threshold);
+    const int32_t wanted = std::min({req->known_ahead - req->computed, prefill_limit(*req), share});
     const int32_t n = wanted > 0 && ledger_.rows > 0 ? chunk_that_fits(*req, wanted) : 0;
     if (n <= 0) {
       ++stats_.num_sat_out;
@@ -210,6 +218,7 @@ void Scheduler::write_chunk_row(Req& req, int32_t num_tokens) {
   if (!req.siblings.empty() && step_->last_row().samples) fork_siblings(req, at_.tokens - 1);
   if (fair_) charge(req, num_tokens);
   ledger_.tokens -= num_tokens;
+  ledger_.background -= num_tokens;
   --ledger_.rows;
   ++stats_.num_prefill_rows;
 }

@@ -256,8 +256,9 @@ class Scheduler {
   void admit_urgent();
   static constexpr double kEverybody = std::numeric_limits<double>::infinity();
   void admit_waiting(double before = kEverybody);
-  static constexpr double kLate = 1e18;  // behind everything whose deadline can still be met
+  static constexpr double kLate = 1e19;  // past every time: nobody's deadline that can still be met
   double urgency(const Req& req) const;
+  void expect_urgent(const Req& newcomer);
   bool unstick();
   int32_t plan_attention(BatchHeader& header);
   bool finish_step();
@@ -269,6 +270,7 @@ class Scheduler {
   void write_plain_outputs(int32_t begin, int32_t end);
   void write_chunk_row(Req& req, int32_t num_tokens);
   void write_outputs(Req& req, int32_t first_token, int32_t num_tokens);
+  int32_t prefill_limit(const Req& req) const;
   int32_t chunk_that_fits(const Req& req, int32_t wanted) const;
   Verdict consider(Req& req);
   double expected_growth(const Req& req, GroupId group) const;
@@ -440,6 +442,8 @@ class Scheduler {
   std::set<std::pair<TimeNs, std::pair<int64_t, ReqId>>> expiring_;
   std::vector<int32_t> branch_weights_;  // policy dfs-weight: waiting reqs under an entry
   int64_t urgent_seq_ = -1;              // arrival of the req that running ones have made way for
+  BatchId urgent_until_ = 0;             // the step by which urgent reqs are no longer expected,
+  double urgent_border_ = 0;             // and the urgency() up to which a req is one
   size_t rerank_at_ = 0;
   int64_t looks_ = 0;  // at the queue; a step may take several, or none be launched
   int64_t num_admissions_ = 0;
@@ -460,8 +464,9 @@ class Scheduler {
   int32_t ends_left_ = 0;           // reqs that this plan may still end
   bool unsaid_ = false;             // a req has ended whose error is not written yet
   std::vector<std::pair<int32_t, int32_t>> peak_;
-  Req* blocked_ = nullptr;   // the first that did not fit
-  double least_urgent_ = 0;  // of the running reqs, under the policies `priority` and `deadline`
+  Req* blocked_ = nullptr;  // the first that did not fit
+  // Of the running reqs, under the policies `priority` and `deadline`.
+  double least_urgent_ = -kEverybody;
   std::vector<BlockId> scratch_blocks_;
   PrefixCache::Match match_;
   struct Cursor {

@@ -41,6 +41,8 @@ void Scheduler::begin_step(TimeNs now, const BatchBuffer& out) {
 
   // The scratch ledger: what this step may hand out.
   ledger_.tokens = config_.max_num_batched_tokens + planted(Bug::over_budget);
+  ledger_.background =
+      next_batch_ < urgent_until_ ? config_.urgent_prefill_token_threshold : ledger_.tokens;
   ledger_.rows = config_.max_num_seqs;
   ledger_.outs = layout_.capacity(Section::out_token);
   ledger_.table_changes = layout_.capacity(Section::table_changes);

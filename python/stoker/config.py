@@ -65,6 +65,9 @@ class EngineConfig:
     """continuous | prefill_first | static"""
     schedule_policy: str = "fcfs"
     schedule_conservativeness: float = 1.0
+    urgent_prefill_token_threshold: int = 256
+    """Under the policies priority and deadline: prefill tokens a step for those that urgent requests outrank, while more
+    of these are to be expected (one came within the last 1,024 steps); 0: no bound."""
     admission: str = "learned"
     """learned | guaranteed | greedy | peak: what is kept back for tokens still to come."""
     scheduler_options: dict[str, Any] = field(default_factory=dict)
@@ -123,6 +126,12 @@ class EngineConfig:
             "kv_cache_memory",
             self.kv_cache_memory,
             "GiB above 0, or None",
+        )
+        _require(
+            self.urgent_prefill_token_threshold >= 0,
+            "urgent_prefill_token_threshold",
+            self.urgent_prefill_token_threshold,
+            "0 or more",
         )
         _require(self.swap_space >= 0, "swap_space", self.swap_space, "GiB, 0 or more")
         _require(

@@ -318,6 +318,24 @@ def test_a_prompt_seen_before_comes_from_the_cache(engine: Engine) -> None:
     assert finish(engine)["salted", 0].num_cached_tokens == 0
 
 
+def test_scheduling_options_arrive(folder: Path) -> None:
+    """What the engine is told of scheduling is what its scheduler goes by."""
+    options = {
+        "schedule_policy": "priority",
+        "urgent_prefill_token_threshold": 9,
+        "schedule_conservativeness": 0.5,
+        "scheduler_options": {"bypass_limit": 3},
+    }
+    with start(folder, **options) as engine:
+        config = engine.loop.config
+        assert config.schedule_policy == "priority"
+        assert config.urgent_prefill_token_threshold == 9
+        assert config.schedule_conservativeness == 0.5
+        assert config.bypass_limit == 3
+    with pytest.raises(ValueError, match="urgent_prefill_token_threshold"):
+        EngineConfig(str(folder), urgent_prefill_token_threshold=-1)
+
+
 def test_on_a_thread_of_its_own(folder: Path, model: Any) -> None:
     """Requests from several threads, one consumer; closing ends what still runs."""
     whole: dict[tuple[str, int], EngineOutput] = {}

@@ -51,6 +51,7 @@ SchedulerConfig draw_config(Random& random) {
   config.prefill_split = static_cast<PrefillSplit>(random.below(2));
   config.max_running_per_tenant = random.below(3);
   config.aging_limit = random.below(4);
+  config.urgent_prefill_token_threshold = random.below(8);
   if (random.chance(50)) {
     config.num_host_blocks = 2 + random.below(config.num_blocks);
     config.preemption = random.chance(70) ? Preemption::swap : Preemption::automatic;

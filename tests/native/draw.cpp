@@ -146,6 +146,8 @@ Workload draw(uint64_t seed) {
     w.config.attention.prefill_tile_tokens = scoring.pick<int32_t>({0, 16});
     w.config.attention.num_prefill_workers = scoring.between(1, 8);
   }
+  Random urgent(sim::mix(seed ^ 0x04634E7));
+  if (urgent.chance(60)) w.config.urgent_prefill_token_threshold = urgent.between(0, 12);
   return w;
 }
 

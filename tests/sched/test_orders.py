@@ -253,3 +253,57 @@ def test_a_deadline_is_not_bound_by_the_reserve(deadline: int | None, entered: l
     add(s, "plain", stream(2, 6))
     add(s, "urgent", stream(3, 6), deadline_ttft=50)
     assert step(s) == entered
+
+
+def prefilled(s: Scheduler, now: int = 0) -> int:
+    """Tokens of one step."""
+    batch = s.schedule(now=now)
+    assert batch is not None
+    tokens = batch.num_tokens
+    s.commit(batch, np.full(batch.num_sampled_rows, 7, dtype=np.int32), now=now)
+    return int(tokens)
+
+
+@pytest.mark.parametrize("policy", ["priority", "deadline"])
+def test_urgent_reqs_are_expected_for_a_while(policy: str) -> None:
+    """Prefill of others is bounded for 1,024 steps after an urgent req, and at no time when nobody outranks anybody."""
+    urgent: dict[str, Any] = {"priority": -1} if policy == "priority" else {"deadline_ttft": 10**9}
+    s = make(
+        max_num_seqs=4,
+        num_blocks=4000,
+        max_num_batched_tokens=64,
+        schedule_policy=policy,
+        urgent_prefill_token_threshold=4,
+        enable_prefix_caching=False,
+    )
+    add(s, "first", stream(1, 100), 1)
+    add(s, "equal", stream(2, 28), 1)
+    assert [prefilled(s), prefilled(s)] == [64, 64]
+    add(s, "long", stream(3, 6000), 1)
+    add(s, "urgent", stream(9, 2), 1, **urgent)
+    assert [prefilled(s) for _ in range(1026)] == [4] * 1024 + [64] * 2
+
+
+def test_deadlines_on_the_wall_clock() -> None:
+    """Nanoseconds since 1970 are times like any other."""
+    now = 1_790_000_000 * 10**9
+    s = make(schedule_policy="deadline")
+    add(s, "none", stream(1, 4), now=now)
+    add(s, "soon", stream(2, 4), now=now, deadline_ttft=1000)
+    add(s, "late", stream(3, 4), now=now, deadline_ttft=1)
+    assert order(s, now=now + 2) == ["soon", "none", "late"]
+
+
+def test_a_preempted_req_waits_behind_deadlines() -> None:
+    """It goes to the front of those that do not outrank it."""
+    s = make(schedule_policy="deadline", max_num_seqs=2, num_blocks=9, admission="greedy")
+    a, b = (
+        Req(rid, stream(i, 11 + i), SamplingParams(max_tokens=20, ignore_eos=True))
+        for i, rid in enumerate("ab")
+    )
+    s.add(a)
+    s.add(b)
+    while a.account.retractions + b.account.retractions == 0:
+        step(s)
+    add(s, "urgent", stream(3, 2), 2, deadline_ttft=1000)
+    assert step(s) == ["urgent"]

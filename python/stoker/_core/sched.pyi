@@ -57,6 +57,7 @@ class SchedulerConfig:
     max_running_per_tenant: int
     max_queued_per_tenant: int
     long_prefill_token_threshold: int
+    urgent_prefill_token_threshold: int
     max_queued_reqs: int
     seed: int
     attention: AttentionGeometry

@@ -320,6 +320,7 @@ def scheduler_config(config: EngineConfig, parts: Parts) -> SchedulerConfig:
         "batching": config.batching,
         "schedule_policy": config.schedule_policy,
         "schedule_conservativeness": config.schedule_conservativeness,
+        "urgent_prefill_token_threshold": config.urgent_prefill_token_threshold,
         "admission": config.admission,
         "seed": config.seed,
     }
