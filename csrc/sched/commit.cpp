@@ -167,6 +167,8 @@ void Scheduler::commit_row(StepRecord& step, const RowRecord& row, const ResultV
     req.next_score = std::min(req.next_score, row.first_score);
     if (!planted(Bug::extra_row_kept) || !req.finished()) return;
   }
+  // The leader has ended before its last scores were told, so nobody has them.
+  if (row.forks && req.scored < req.prompt_len) return redo(req);
   const int32_t last = row.out_begin + row.num_outs - 1;
   if (result.full != nullptr && !result.full->row_status.empty()) {
     for (int32_t o = row.out_begin; o <= last; ++o) {
@@ -180,10 +182,9 @@ void Scheduler::commit_row(StepRecord& step, const RowRecord& row, const ResultV
       publish(req, std::min(req.committed, req.known()), step.batch_id);
   }
   if (row.num_outs == 0) return;
-  for (int32_t o = row.out_begin; o <= last - (row.samples || row.pools); ++o) {
-    events_.score_reqs.push_back(req.id);
-    events_.score_positions.push_back(row.first_score + o - row.out_begin);
-    events_.score_rows.push_back(o);
+  if (const int32_t num_scores = row.num_outs - (row.samples || row.pools); num_scores > 0) {
+    tell_scores(req, row, num_scores);
+    if (!req.parent_rid.empty()) tell_siblings(req, row, num_scores);
   }
   if (row.pools) {
     events_.pooled_reqs.push_back(req.id);
@@ -202,6 +203,18 @@ void Scheduler::commit_row(StepRecord& step, const RowRecord& row, const ResultV
     const auto end = static_cast<size_t>(indptr[static_cast<size_t>(last) + 1]);
     append_tokens(req, result.tokens.subspan(begin, end - begin), row.kv_end, last);
   }
+}
+
+// Tells the logprobs of prompt tokens, the first outputs of a row.
+void Scheduler::tell_scores(Req& req, const RowRecord& row, int32_t num_scores) {
+  check(req.scored >= row.first_score, "prompt logprobs are told in order");
+  for (int32_t i = req.scored - row.first_score; i < num_scores; ++i) {
+    events_.score_reqs.push_back(req.id);
+    events_.score_positions.push_back(row.first_score + i);
+    events_.score_rows.push_back(row.out_begin + i);
+  }
+  req.scored = std::max(req.scored, row.first_score + num_scores);
+  req.next_score = std::max(req.next_score, req.scored);
 }
 
 void Scheduler::append_tokens(Req& req, std::span<const Token> tokens, int32_t kv_end,
@@ -336,11 +349,9 @@ void Scheduler::fail_row(Req& req, std::string why) {
   if (root != kNoEntry) withdraw({&root, 1});
   // Whoever began with the same hidden row, or with a copy of what this row wrote.
   for (const ReqPtr& ptr : reqs_) {
-    if (ptr && !ptr->finished() && ptr->forked_in == committed_ &&
-        ptr->forked_from == req.arrival_seq) {
-      ptr->forked_in = 0;
+    if (ptr && !ptr->finished() && ptr->forked_in >= committed_ &&
+        ptr->forked_from == req.arrival_seq)
       redo(*ptr);
-    }
   }
 }
 

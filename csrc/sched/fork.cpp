@@ -23,8 +23,7 @@ int32_t seat_words(const Req& req, size_t num_eos) {
 // one.
 bool Scheduler::may_fork(const Req& req) const {
   const int32_t n = req.params.n;
-  if (req.pool || req.params.prompt_logprobs >= 0 || req.grammar != 0 || !req.grammar_ready)
-    return false;
+  if (req.pool) return false;
   if (config_.max_running_per_tenant > 0 && n > config_.max_running_per_tenant) return false;
   for (GroupId g = 0; g < num_groups_; ++g) {
     if (most_blocks(g, req.prompt_len + 1) + n >
@@ -56,7 +55,7 @@ void Scheduler::detach(Req& sibling) {
   std::erase(leader.siblings, &sibling);
   if (counted) count_siblings(leader, 1);
   sibling.leader = nullptr;
-  leader.plain = leader.siblings.empty();
+  leader.plain = leader.siblings.empty() && leader.samples_alone();
   --num_attached_;
 }
 
@@ -80,7 +79,9 @@ bool Scheduler::can_fork(const Req& sibling, const Req& leader) const {
     if (pools_[static_cast<size_t>(g)].num_available() < partial_blocks(leader, g)) return false;
     changes += static_cast<int64_t>(leader.tables[static_cast<size_t>(g)].size());
   }
-  return static_cast<int32_t>(free_seats_.size() - arriving_.size()) > reserved_seats_ &&
+  return sibling.grammar_ready &&
+         at_.outs<ledger_.outs&& static_cast<int32_t>(free_seats_.size() -
+                                                      arriving_.size())> reserved_seats_ &&
          at_.table_changes + changes <= ledger_.table_changes &&
          at_.seat_words + seat_words(sibling, config_.eos_token_ids.size()) <= ledger_.seat_words;
 }
@@ -91,7 +92,7 @@ void Scheduler::fork_siblings(Req& leader, int32_t token) {
   count_siblings(leader, -1);
   const std::vector<Req*> siblings = std::exchange(leader.siblings, {});
   num_attached_ -= static_cast<int32_t>(siblings.size());
-  leader.plain = true;
+  leader.plain = leader.samples_alone();
   for (Req* const sibling : siblings) {
     sibling->leader = nullptr;
     if (can_fork(*sibling, leader)) {
@@ -140,6 +141,8 @@ void Scheduler::fork(Req& req, const Req& leader, int32_t token) {
   req.own_from = leader.own_from;
   req.forked_in = next_batch_;
   req.forked_from = leader.arrival_seq;
+  // The leader's rows ask for what is not told yet.
+  if (req.params.prompt_logprobs >= 0) req.next_score = req.prompt_len;
   req.known_ahead = req.known() + 1;
   req.last_token = -1 - req.seat;
   req.last_step = next_batch_;
@@ -157,6 +160,17 @@ void Scheduler::fork(Req& req, const Req& leader, int32_t token) {
                                        kNoScores, true,      false,        true};
 }
 
+// The logprobs of a prompt are the same for all who share it: tells those of the leader's row that
+// was just committed to its siblings, also to those that have forked since.
+void Scheduler::tell_siblings(const Req& leader, const RowRecord& row, int32_t num_scores) {
+  for (const ReqPtr& child : children_.find(leader.parent_rid)->second) {
+    Req& sibling = *child;
+    const bool shares = sibling.leader == &leader || (sibling.forked_from == leader.arrival_seq &&
+                                                      sibling.forked_in >= committed_);
+    if (shares && !sibling.finished()) tell_scores(sibling, row, num_scores);
+  }
+}
+
 // A step failed before the one that forked: what the siblings took over from their leader, who has
 // ended with it, never came to be.
 void Scheduler::withdraw_forks(BatchId failed) {
@@ -167,7 +181,6 @@ void Scheduler::withdraw_forks(BatchId failed) {
       return row.req->arrival_seq == ptr->forked_from;
     });
     if (!misled) continue;
-    ptr->forked_in = 0;
     redo(*ptr);
   }
 }

@@ -141,6 +141,7 @@ void Scheduler::check_integrity() const {
   for (const ReqPtr& req : reqs_) {
     if (!req || req->finished() || req->holds_seat() || req->state == ReqState::swapping_in)
       continue;
+    unready += !req->grammar_ready;
     if (req->leader != nullptr) {
       ++attached;
       const auto& siblings = req->leader->siblings;
@@ -151,7 +152,6 @@ void Scheduler::check_integrity() const {
       continue;
     }
     ++waiting;
-    unready += !req->grammar_ready;
     if (!waiting_.contains(*req))
       throw InternalError("req '" + req->rid + "' is neither waiting nor running");
   }

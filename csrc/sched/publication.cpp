@@ -146,6 +146,8 @@ bool Scheduler::builds_on_marked(const Req& req) const {
 // again.
 void Scheduler::redo(Req& req) {
   ++req.epoch;
+  req.forked_in = 0;
+  req.next_score = std::min(req.next_score, req.scored);
   req.known_ahead = req.known();
   if (req.state == ReqState::running) {
     preempts_for_ = PreemptionReason::failure;

@@ -138,7 +138,8 @@ struct alignas(64) Req {
   int32_t running_index = -1;    // in the running batch, or among those that swap in
   int64_t arrival_seq = 0;       // total order of arrival
   int32_t highest_computed = 0;  // how far it ever got: below it, work is done twice
-  int32_t next_score = 0;        // next prompt position whose logprob is to be asked for
+  int32_t next_score = 0;        // next prompt position whose logprob is to be asked for,
+  int32_t scored = 0;            // and the next one to be told
 
   // Given by the caller.
   std::string rid;
@@ -184,6 +185,7 @@ struct alignas(64) Req {
 
   int32_t known() const { return static_cast<int32_t>(tokens.size()); }
   int32_t num_outputs() const { return known() - prompt_len; }
+  bool samples_alone() const { return !pool && params.prompt_logprobs < 0 && grammar == 0; }
   bool is_prefilling() const { return computed < known_ahead - 1; }
   // Whom it outranks under the policy `priority`: who has waited too long outranks everybody, and
   // is not displaced once it runs.

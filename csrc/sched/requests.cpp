@@ -202,8 +202,8 @@ void Scheduler::enroll(const ReqPtr& ptr, TimeNs now, Req* leader) {
   }
   req.length_limit = static_cast<int32_t>(limit);
   req.known_ahead = req.known();
-  req.next_score = req.params.prompt_logprobs >= 0 ? 1 : kNoScores;
-  req.plain = !req.pool && req.params.prompt_logprobs < 0 && req.grammar == 0;
+  req.next_score = req.scored = req.params.prompt_logprobs >= 0 ? 1 : kNoScores;
+  req.plain = req.samples_alone();
   num_unready_ += !req.grammar_ready;
   req.stops = ((!req.params.ignore_eos || req.grammar != 0) && !config_.eos_token_ids.empty()) ||
               !req.params.stop_token_ids.empty();

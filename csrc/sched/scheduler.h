@@ -133,7 +133,7 @@ class Scheduler {
     return num_running_ > 0 || !waiting_.empty() || !arriving_.empty();
   }
   // Whether all that is left to do waits for somebody outside: grammars being compiled.
-  bool only_waits() const { return num_present() == 0 && waiting_.size() == num_unready_; }
+  bool only_waits() const { return num_present() == 0 && num_waiting() == num_unready_; }
   int32_t num_waiting() const { return waiting_.size() + num_attached_; }
   int32_t num_running() const { return num_running_; }
   int32_t num_swapped() const { return num_swapped_; }
@@ -309,6 +309,7 @@ class Scheduler {
   void fork_siblings(Req& leader, int32_t token);
   bool can_fork(const Req& sibling, const Req& leader) const;
   void fork(Req& sibling, const Req& leader, int32_t token);
+  void tell_siblings(const Req& leader, const RowRecord& row, int32_t num_scores);
   void withdraw_forks(BatchId failed);
   void count_siblings(const Req& leader, int32_t sign);
   int32_t partial_blocks(const Req& leader, GroupId group) const;
@@ -362,6 +363,7 @@ class Scheduler {
   bool is_stop(const Req& req, Token token) const;
   FinishReason end_of(Req& req, Token token) const;
   void fail_row(Req& req, std::string why);
+  void tell_scores(Req& req, const RowRecord& row, int32_t num_scores);
   void append_tokens(Req& req, std::span<const Token> tokens, int32_t kv_end, int32_t out_row);
   void fail_step(StepRecord& step, const std::string& why, bool fatal);
   void finish(Req& req, FinishReason reason, std::string why = {});

@@ -169,6 +169,9 @@ def test_the_ends_on_the_real_engine(llm: LLM) -> None:
     for token_id, entry in zip(scored.prompt_token_ids[1:], scored.prompt_logprobs[1:], strict=True):
         assert entry is not None
         assert entry[token_id].logprob <= 0
+    (shared,) = llm.generate(prompt, SamplingParams(n=3, seed=1, max_tokens=4, prompt_logprobs=0))
+    assert shared.prompt_logprobs == scored.prompt_logprobs
+    assert len({tuple(a.token_ids) for a in shared.outputs}) > 1
     assert idle(llm)
 
 

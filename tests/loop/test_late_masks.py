@@ -96,6 +96,38 @@ def test_masks_are_obeyed_and_the_same_at_every_depth(seed: int) -> None:
     assert runs[0] == runs[1] == runs[2] == runs[3]
 
 
+@pytest.mark.parametrize("depth", range(3))
+def test_siblings_share_the_prompt_under_a_grammar(depth: int) -> None:
+    """n answers, each with a state of its own, begin with one hidden row, and wait together for their grammar."""
+    source = Remainders()
+    group = FakeGroup(block_size=4, num_blocks=60)
+    device = ScriptedExecutor(groups=[group], overlap_depth=depth, vocab_size=VOCAB, eos=EOS)
+    options = SchedulerConfig(num_blocks=60, block_size=4, max_num_seqs=8, max_num_batched_tokens=64)
+    loop = EngineLoop(options, device, check_each_step=True, masks=source)
+    params = SamplingParams(n=4, max_tokens=6, seed=3, ignore_eos=True, prompt_logprobs=0)
+    first = loop.add(Req("r", list(range(10, 31)), params, grammar=5, grammar_ready=False))
+    for _ in range(3):
+        loop.turn()
+    assert (loop.num_stalls, loop.stats().num_waiting) == (0, 4)
+    loop.grammar_ready("r")
+    tokens: dict[int, list[int]] = {first + i: [] for i in range(4)}
+    scores: dict[int, list[int]] = {first + i: [] for i in range(4)}
+    while loop.has_unfinished():
+        loop.turn()
+        out = loop.poll()
+        for key, token in zip(out.token_keys.tolist(), out.tokens.tolist(), strict=True):
+            tokens[key].append(token)
+        for key, position in zip(out.score_keys.tolist(), out.score_positions.tolist(), strict=True):
+            scores[key].append(position)
+    for answer in tokens.values():
+        assert len(answer) == 6
+        assert all(token in source.allowed(5, answer[:i]) for i, token in enumerate(answer))
+    assert len({tuple(answer) for answer in tokens.values()}) == 4
+    assert all(told == list(range(1, 21)) for told in scores.values())
+    assert device.num_tokens == 21 + 4 * 5
+    assert device.violations == []
+
+
 def test_a_grammar_that_gives_up_ends_its_answers_only() -> None:
     """Its reqs end with its words; the others give the tokens they give without it."""
     source = Remainders()
