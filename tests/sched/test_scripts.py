@@ -89,6 +89,7 @@ class Script:
         rids = [r.rid for r in batch.reqs]
         counts = (batch.row_indptr[1:] - batch.row_indptr[:-1]).tolist()
         assert [f"{r}:{n}" for r, n in zip(rids, counts, strict=True)] == list(rows)
+        assert (batch.positions[batch.out_token] + 1).tolist() == batch.out_position.tolist()
         seats = dict(zip(batch.row_seat.tolist(), rids, strict=True))
         sampled = [
             seats.get(x, "fork")
