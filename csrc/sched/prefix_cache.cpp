@@ -195,8 +195,10 @@ EntryId PrefixCache::insert(EntryId parent, const Token* tokens, std::span<const
   return e;
 }
 
-void PrefixCache::set_block(EntryId e, GroupId group, BlockId b) {
+void PrefixCache::set_block(EntryId e, GroupId group, BlockId b, BatchId pending) {
   blocks_[at(e, group)] = b;
+  Entry& entry = entries_[static_cast<size_t>(e)];
+  entry.pending = std::max(entry.pending, pending);
   pools_[static_cast<size_t>(group)].set_entry(b, e);
 }
 

@@ -84,7 +84,8 @@ class PrefixCache {
   int32_t flush();
 
   BlockId block(EntryId e, GroupId group) const { return blocks_[at(e, group)]; }
-  void set_block(EntryId e, GroupId group, BlockId b);  // fills a hole
+  // Fills a hole with what step `pending` computes.
+  void set_block(EntryId e, GroupId group, BlockId b, BatchId pending);
   EntryId parent(EntryId e) const { return entries_[static_cast<size_t>(e)].parent; }
   BatchId pending_step(EntryId e) const { return entries_[static_cast<size_t>(e)].pending; }
   int32_t num_entries() const { return num_entries_; }

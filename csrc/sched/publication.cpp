@@ -22,7 +22,7 @@ void Scheduler::publish(Req& req, int32_t num_tokens, BatchId pending) {
     const auto i = static_cast<size_t>(req.published);
     EntryId entry = prefix_->find(parent, tokens);
     if (entry != kNoEntry) {
-      if (!merge_duplicate(req, req.published, entry)) break;  // tried again at commit
+      if (!merge_duplicate(req, req.published, entry, pending)) break;  // tried again at commit
     } else {
       if (pending > committed_ && made.size() == made.capacity()) break;  // at commit there is room
       for (GroupId g = 0; g < num_groups_; ++g)
@@ -57,18 +57,23 @@ void Scheduler::publish_due(BatchId step) {
   due_.clear();
 }
 
-// The cache holds this block already: use its copy and give ours back. False if that has to wait.
-bool Scheduler::merge_duplicate(Req& req, int32_t index, EntryId entry) {
+// The cache holds this block already: use its copy and give ours back; where a window's copy has
+// left, ours takes its place. False if that has to wait.
+bool Scheduler::merge_duplicate(Req& req, int32_t index, EntryId entry, BatchId pending) {
   if (prefix_->pending_step(entry) > committed_ && !planted(Bug::merge_pending)) return false;
   if (late_changes_.size() + static_cast<size_t>(num_groups_) > late_changes_.capacity())
     return false;
+  auto& made = steps_[static_cast<size_t>(pending) % steps_.size()].published;
+  if (any_window_ && pending > committed_ && made.size() == made.capacity()) return false;
+  bool filled = false;
   for (GroupId g = 0; g < num_groups_; ++g) {
     auto& mine = req.tables[static_cast<size_t>(g)][static_cast<size_t>(index)];
     const BlockId theirs = prefix_->block(entry, g);
     BlockPool& pool = pools_[static_cast<size_t>(g)];
     if (mine == kNullBlock) continue;
     if (theirs == kNullBlock) {
-      prefix_->set_block(entry, g, mine);
+      prefix_->set_block(entry, g, mine, pending);
+      filled = true;
       continue;
     }
     pool.retain(theirs);
@@ -77,6 +82,7 @@ bool Scheduler::merge_duplicate(Req& req, int32_t index, EntryId entry) {
     late_changes_.push_back({g, req.seat, index, theirs});
     if (g == 0 && index == req.computed / block_size_) set_tail(req);
   }
+  if (filled && pending > committed_) made.push_back({entry, req.id});
   return true;
 }
 

@@ -373,7 +373,7 @@ class Scheduler {
   // publication.cpp
   void publish(Req& req, int32_t num_tokens, BatchId pending);
   void publish_due(BatchId step);
-  bool merge_duplicate(Req& req, int32_t index, EntryId entry);
+  bool merge_duplicate(Req& req, int32_t index, EntryId entry, BatchId pending);
   void withdraw_step(BatchId failed);
   void withdraw(std::span<const EntryId> roots);
   bool builds_on_marked(const Req& req) const;

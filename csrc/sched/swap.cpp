@@ -109,7 +109,8 @@ void Scheduler::swap_out(Req& req, int32_t shared) {
   req.move = move.id;
   req.swap_from = shared;
   // A fork's last block was copied by the step after the fork, which need not have a row of it.
-  const BatchId written_by = std::max(req.last_step, req.forked_in + 1);
+  // What a req that has only just come back found in the prefix cache was written by others.
+  const BatchId written_by = std::max({req.last_step, req.forked_in + 1, committed_});
   for (GroupId g = 0; g < num_groups_; ++g) {
     const auto i = static_cast<size_t>(g);
     const auto& table = req.tables[i];
@@ -168,7 +169,9 @@ void Scheduler::begin_swap_in(Req& req) {
       pools_[i].retain(block);
       table.push_back(block);
     }
-    const auto all = static_cast<size_t>(blocks_for(g, req.known()));
+    // Also what its prompt still needs; a window's never stands all at once.
+    const bool window = config_.kv_groups[i].kind == KVKind::window;
+    const size_t all = window ? host.size() : static_cast<size_t>(blocks_for(g, req.known()));
     for (size_t k = table.size(); k < all; ++k) {
       const bool kept = k < host.size();
       if (kept && host[k] == kNullBlock) {

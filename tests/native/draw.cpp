@@ -1,5 +1,7 @@
 // Draws a workload from a seed, and says what each of its reqs must answer.
 #include <algorithm>
+#include <bit>
+#include <limits>
 
 #include "workload.h"
 
@@ -79,6 +81,43 @@ sim::ScriptedConfig draw_executor(Random& random, const SchedulerConfig& config)
   return executor;
 }
 
+// Several KV groups in place of the one: full ones and windows, each with a pool of its own.
+void draw_groups(Random& random, SchedulerConfig& config, sim::ScriptedConfig& executor) {
+  using enum KVKind;
+  const auto kinds = random.pick<std::vector<KVKind>>({{window},
+                                                       {window},
+                                                       {full, window},
+                                                       {full, window},
+                                                       {window, full},
+                                                       {full, window, window},
+                                                       {window, window},
+                                                       {full, latent}});
+  KVGroup group = config.kv_groups[0];
+  config.kv_groups.clear();
+  executor.groups.clear();
+  config.attention_windows.clear();
+  const bool all_windows = std::find(kinds.begin(), kinds.end(), full) == kinds.end();
+  if (all_windows && config.max_model_len == 0) config.max_model_len = random.between(20, 150);
+  for (const KVKind kind : kinds) {
+    group.kind = kind;
+    if (!config.enable_prefix_caching) group.block_size = random.pick<int32_t>({1, 2, 4, 8, 16});
+    group.window = kind == window ? random.between(1, 50) : 0;
+    // A window's pool holds at least the window and one step of prefill.
+    const int32_t least =
+        kind == window ? group.window + config.max_num_batched_tokens + 2 * group.block_size : 24;
+    group.num_blocks =
+        2 + (least + random.between(0, random.pick<int32_t>({0, 20, 200}))) / group.block_size;
+    if (group.num_host_blocks > 0) group.num_host_blocks = random.between(2, 2 + group.num_blocks);
+    config.kv_groups.push_back(group);
+    executor.groups.push_back(
+        {group.block_size, group.num_blocks, group.num_host_blocks, group.window});
+    config.attention_windows.push_back(group.window);
+  }
+  config.num_blocks = config.kv_groups[0].num_blocks;
+  config.block_size = config.kv_groups[0].block_size;
+  config.num_host_blocks = config.kv_groups[0].num_host_blocks;
+}
+
 }  // namespace
 
 Workload draw(uint64_t seed) {
@@ -148,13 +187,21 @@ Workload draw(uint64_t seed) {
   }
   Random urgent(sim::mix(seed ^ 0x04634E7));
   if (urgent.chance(60)) w.config.urgent_prefill_token_threshold = urgent.between(0, 12);
+  Random groups(sim::mix(seed ^ 0x6709B5));
+  if (groups.chance(30)) draw_groups(groups, w.config, w.executor);
   return w;
 }
 
 std::string Workload::describe() const {
+  std::string groups;
+  for (const KVGroup& group : config.kv_groups) {
+    groups += " " + std::string(name_of(group.kind)) +
+              (group.window > 0 ? "(" + std::to_string(group.window) + ")" : "") + " " +
+              std::to_string(group.num_blocks) + "+" + std::to_string(group.num_host_blocks) + "x" +
+              std::to_string(group.block_size);
+  }
   return "seed " + std::to_string(seed) + ": " + std::to_string(reqs.size()) + " reqs, D " +
-         std::to_string(executor.overlap_depth) + ", " + std::to_string(config.num_blocks) +
-         " blocks of " + std::to_string(config.block_size) + ", seats " +
+         std::to_string(executor.overlap_depth) + ", " + "blocks" + groups + ", seats " +
          std::to_string(config.max_num_seqs) + ", budget " +
          std::to_string(config.max_num_batched_tokens) + ", batching " +
          std::to_string(static_cast<int>(config.batching)) + ", policy " +
@@ -169,7 +216,12 @@ std::string Workload::describe() const {
 
 int64_t max_model_len(const Workload& w) {
   if (w.config.max_model_len > 0) return w.config.max_model_len;
-  return int64_t{w.config.num_blocks - 1} * w.config.block_size + 1;
+  int64_t most = std::numeric_limits<int32_t>::max();
+  for (const KVGroup& group : w.config.kv_groups) {
+    if (group.kind != KVKind::window)
+      most = std::min(most, int64_t{group.num_blocks - 1} * group.block_size + 1);
+  }
+  return most;
 }
 
 int64_t length_limit(const Workload& w, const ReqSpec& req) {
@@ -183,35 +235,69 @@ uint64_t child_seed(const ReqSpec& req, int32_t child) {
   return child == 0 ? req.params.seed : sim::mix(req.params.seed + step);
 }
 
+namespace {
+
+// The hash of what a next token sees of `tokens`: all of them, or a window, in each KV group.
+class Context {
+ public:
+  explicit Context(const std::vector<KVGroup>& groups) : groups_(groups) {}
+  void add(Token token) {
+    tokens_.push_back(token);
+    whole_ = sim::extend_context(whole_, token, length() - 1);
+  }
+  int32_t length() const { return static_cast<int32_t>(tokens_.size()); }
+  uint64_t hash() const {
+    uint64_t all = 0;
+    for (size_t g = 0; g < groups_.size(); ++g) {
+      uint64_t part = whole_;
+      if (groups_[g].kind == KVKind::window) {
+        part = sim::kEmptyContext;
+        for (int32_t p = std::max(0, length() - groups_[g].window); p < length(); ++p)
+          part = sim::extend_context(part, tokens_[static_cast<size_t>(p)], p);
+      }
+      all = g == 0 ? part : sim::mix(all ^ std::rotl(part, static_cast<int>(g)));
+    }
+    return all;
+  }
+
+ private:
+  const std::vector<KVGroup>& groups_;
+  std::vector<Token> tokens_;
+  uint64_t whole_ = sim::kEmptyContext;
+};
+
+}  // namespace
+
 Expected expected_answer(const Workload& w, const ReqSpec& req, uint64_t seed) {
   const SamplingParams& p = req.params;
   std::vector<Token> stop = p.stop_token_ids;
   if (!p.ignore_eos) {
     stop.insert(stop.end(), w.config.eos_token_ids.begin(), w.config.eos_token_ids.end());
   }
-  uint64_t context = sim::kEmptyContext;
-  int32_t position = 0;
+  Context context(w.config.kv_groups);
   Expected answer;
   for (Token t : req.prompt) {
-    if (p.prompt_logprobs >= 0 && position > 0) answer.scores.push_back(sim::score(context));
-    context = sim::extend_context(context, t, position++);
+    if (p.prompt_logprobs >= 0 && context.length() > 0)
+      answer.scores.push_back(sim::score(context.hash()));
+    context.add(t);
   }
-  const int32_t prompt = position;
+  const int32_t prompt = context.length();
   for (;;) {
-    if (sim::row_fails(context, seed, position, w.executor.row_failures_per_million)) {
+    const uint64_t seen = context.hash();
+    const int32_t position = context.length();
+    if (sim::row_fails(seen, seed, position, w.executor.row_failures_per_million)) {
       answer.reason = FinishReason::error;
       return answer;
     }
-    const Token t =
-        sim::sample(w.executor.rule, context, seed, position, prompt + p.min_tokens, stop);
+    const Token t = sim::sample(w.executor.rule, seen, seed, position, prompt + p.min_tokens, stop);
     answer.tokens.push_back(t);
-    context = sim::extend_context(context, t, position++);
+    context.add(t);
     const auto outputs = static_cast<int32_t>(answer.tokens.size());
     if (outputs >= p.min_tokens && std::find(stop.begin(), stop.end(), t) != stop.end()) {
       answer.reason = FinishReason::stop;
       return answer;
     }
-    if (position >= length_limit(w, req)) {
+    if (context.length() >= length_limit(w, req)) {
       answer.reason = FinishReason::length;
       return answer;
     }

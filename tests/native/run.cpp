@@ -211,10 +211,17 @@ class Judge {
   // model's length, and all siblings the seats.
   bool may_enter(const ReqSpec& spec) const {
     const auto prompt = static_cast<int64_t>(spec.prompt.size());
-    const int64_t blocks =
-        (length_limit(w_, spec) - 1 + w_.config.block_size - 1) / w_.config.block_size;
+    for (const KVGroup& group : w_.config.kv_groups) {
+      const auto blocks = [&](int64_t tokens) {
+        return (tokens + group.block_size - 1) / group.block_size;
+      };
+      int64_t most = blocks(length_limit(w_, spec) - 1);
+      if (group.kind == KVKind::window)
+        most = std::min(most, blocks(group.window + w_.config.max_num_batched_tokens) + 1);
+      if (most > group.num_blocks - 1) return false;
+    }
     return !spec.prompt.empty() && spec.params.n <= w_.config.max_num_seqs &&
-           prompt < max_model_len(w_) && blocks <= w_.config.num_blocks - 1;
+           prompt < max_model_len(w_);
   }
 
   // An end by length is known in time and a retracted req keeps the token in flight: where nothing
