@@ -1,10 +1,12 @@
-// Linear layers for few rows: how a product is cut, which kernel takes it, and the plain kernel for
-// any shape; the quantisation of rows to e4m3.
+// Linear layers for few rows: which kernel takes a product, how the streaming one cuts it, and the
+// plain kernel for any shape; the quantisation of rows to e4m3.
 #include "cuda/linear.h"
 
 #include "cuda/common.cuh"
 #include "cuda/linear_kernel.cuh"
 #include "cuda/linear_run.h"
+#include "cuda/linear_wgmma.h"
+#include "cuda/tensor_map.h"
 
 namespace stoker::cuda {
 namespace {
@@ -12,6 +14,7 @@ namespace {
 using namespace linear_rows;
 
 constexpr int kMaxRows = 64;  // of one launch of the streaming kernel
+constexpr int kFewRows = 16;  // up to which it is the faster one on Hopper too
 
 bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
@@ -69,9 +72,22 @@ cudaError_t stream_weights(const LinearParams& p, const LaunchOptions& how, bool
                                   .gated = p.gated},
                       .x_pitch = 0};
   Weights& w = kernel.weights;
+  const bool wgmma = !fp8 && p.features % 8 == 0 && is_hopper();
   int64_t done = 0;
   while (done < p.rows) {
     int rows = int(p.rows - done < kMaxRows ? p.rows - done : kMaxRows);
+    if (wgmma && rows > kFewRows) {
+      LinearParams part = p;
+      part.rows = rows;
+      part.x = static_cast<const char*>(p.x) + done * p.x_stride * 2;
+      part.out = static_cast<char*>(p.out) + done * p.out_stride * 2;
+      status = p.type == Type::bfloat16 ? linear_wgmma::run_bf16(part, how)
+                                        : linear_wgmma::run_fp16(part, how);
+      if (status != cudaSuccess) return status;
+      *fits = true;
+      done += rows;
+      continue;
+    }
     Cut cut = best_cut(rows, w, device);
     while (cut.slices == 0 && rows > 1) {
       rows = rows > 8 ? (rows / 2 + 7) / 8 * 8 : rows - 1;

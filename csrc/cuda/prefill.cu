@@ -1,8 +1,5 @@
-// Picks the prefill kernel for a device and shape, lays out its workspace and makes the tensor maps
-// of the KV cache.
+// Picks the prefill kernel for a device and shape, lays out its workspace and its tensor maps.
 #include "cuda/prefill.h"
-
-#include <cuda.h>
 
 #include <algorithm>
 
@@ -10,6 +7,7 @@
 #include "cuda/prefill/launchers.h"
 #include "cuda/prefill/params.cuh"
 #include "cuda/prefill/wgmma_shared.cuh"
+#include "cuda/tensor_map.h"
 
 namespace stoker::cuda {
 namespace {
@@ -33,25 +31,6 @@ size_t total_bytes(int32_t head_dim) {
   return static_cast<size_t>(kMaxPrefillWorkers) * 2 * (head_dim / 2) * 128 * sizeof(float);
 }
 
-__global__ void probe() {}
-
-// And compiled for it: PTX for sm_80 runs on Hopper too. Asked for once a thread and device.
-bool is_hopper() {
-  static thread_local int known_device = -1;
-  static thread_local bool known = false;
-  int device = 0, major = 0, minor = 0;
-  if (cudaGetDevice(&device) != cudaSuccess) return false;
-  if (device == known_device) return known;
-  bool compiled = false;
-  known =
-      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
-      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess &&
-      major == 9 && minor == 0 && compiled_for_clusters(probe, &compiled) == cudaSuccess &&
-      compiled;
-  known_device = device;
-  return known;
-}
-
 bool fits_mma(const PrefillParams& p) {
   const auto aligned = [](const void* pointer, int64_t stride) {
     return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && stride % 8 == 0;
@@ -70,42 +49,8 @@ bool fits_wgmma(const PrefillParams& p) {
          p.block_size <= 128 && kPrefillTilePositions % p.block_size == 0 && is_hopper();
 }
 
-using Encode = decltype(&cuTensorMapEncodeTiled);
-
-// From the driver that is loaded, so that nothing links it.
-Encode find_encode() {
-  void* function = nullptr;
-  cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
-  const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function,
-                                                             12000, cudaEnableDefault, &result);
-  return error == cudaSuccess && result == cudaDriverEntryPointSuccess
-             ? reinterpret_cast<Encode>(function)
-             : nullptr;
-}
-
-// Boxes of 64 columns of a 16-bit tensor of four dimensions, innermost first; columns past the end
-// come as zeros.
-struct Map {
-  cuuint64_t sizes[4];
-  cuuint64_t strides[3];  // bytes, of all dimensions but the innermost
-  cuuint32_t box[4];
-};
-
-cudaError_t encode_map(CUtensorMap& map, const void* data, Type type, const Map& m) {
-  static const Encode encode = find_encode();
-  if (encode == nullptr) return cudaErrorNotSupported;
-  const cuuint32_t steps[4] = {1, 1, 1, 1};
-  const CUresult result = encode(
-      &map,
-      type == Type::bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-      4, const_cast<void*>(data), m.sizes, m.strides, m.box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
-}
-
 // [block][head][position][column]: a box is a block's positions.
-Map cache_map(const PrefillParams& p, int64_t block_stride) {
+TensorMap cache_map(const PrefillParams& p, int64_t block_stride) {
   const auto d = static_cast<cuuint64_t>(p.head_dim), size = static_cast<cuuint64_t>(p.block_size);
   return {{d, size, static_cast<cuuint64_t>(p.num_kv_heads), static_cast<cuuint64_t>(p.num_blocks)},
           {d * 2, d * 2 * size, static_cast<cuuint64_t>(block_stride) * 2},
@@ -114,7 +59,7 @@ Map cache_map(const PrefillParams& p, int64_t block_stride) {
 
 // [1][token][head][column]: a box is a tile's tokens, the heads of one group of each, so that its
 // rows are the tile's.
-Map q_map(const PrefillParams& p) {
+TensorMap q_map(const PrefillParams& p) {
   const auto stride = static_cast<cuuint64_t>(p.q_row_stride) * 2;
   return {{static_cast<cuuint64_t>(p.head_dim), static_cast<cuuint64_t>(p.num_heads),
            static_cast<cuuint64_t>(p.num_tokens), 1},
@@ -171,11 +116,11 @@ cudaError_t launch_mma_typed(const PrefillParams& p, const LaunchOptions& how) {
 template <typename T>
 cudaError_t launch_wgmma_mapped(const PrefillParams& p, const LaunchOptions& how) {
   prefill::TensorMaps maps;
-  cudaError_t error = encode_map(maps.q, p.q, p.type, q_map(p));
+  cudaError_t error = encode_tensor_map(maps.q, p.q, p.type, q_map(p));
   if (error == cudaSuccess)
-    error = encode_map(maps.k, p.k_cache, p.type, cache_map(p, p.k_block_stride));
+    error = encode_tensor_map(maps.k, p.k_cache, p.type, cache_map(p, p.k_block_stride));
   if (error == cudaSuccess)
-    error = encode_map(maps.v, p.v_cache, p.type, cache_map(p, p.v_block_stride));
+    error = encode_tensor_map(maps.v, p.v_cache, p.type, cache_map(p, p.v_block_stride));
   if (error != cudaSuccess) return error;
   return prefill::launch_wgmma<T>(device_params(p), maps, p.num_workers, how);
 }

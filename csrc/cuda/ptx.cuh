@@ -192,6 +192,45 @@ __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity)
       "r"(parity)
       : "memory");
 }
+// The same where other blocks of the cluster have sent what the barrier counts.
+__device__ __forceinline__ void mbarrier_wait_cluster(uint32_t barrier, uint32_t parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], %1, 0x989680;\n"
+      "@p bra done;\n"
+      "bra again;\n"
+      "done:\n"
+      "}\n" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
+// `values` to where `to` lies in block `rank` of the cluster; counted on its barrier of that place.
+template <int kCount>
+__device__ __forceinline__ void send(const void* to, const float (&values)[kCount], uint32_t rank,
+                                     uint32_t barrier) {
+  static_assert(kCount == 2 || kCount == 4);
+  uint32_t address, remote_barrier;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+               : "=r"(address)
+               : "r"(shared_address(to)), "r"(rank));
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+               : "=r"(remote_barrier)
+               : "r"(barrier), "r"(rank));
+  if constexpr (kCount == 2)
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::
+            "r"(address),
+        "f"(values[0]), "f"(values[1]), "r"(remote_barrier)
+        : "memory");
+  else
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, "
+        "%4}, [%5];" ::"r"(address),
+        "f"(values[0]), "f"(values[1]), "f"(values[2]), "f"(values[3]), "r"(remote_barrier)
+        : "memory");
+}
 // `bytes` (a multiple of 16) from global to this block's shared memory; counted on `barrier`.
 __device__ __forceinline__ void bulk_copy(uint32_t shared, const void* global, uint32_t bytes,
                                           uint32_t barrier) {

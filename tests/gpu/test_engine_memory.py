@@ -71,7 +71,7 @@ EXACT: dict[str, Any] = {
 
 @pytest.fixture
 def own_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "few_rows", lambda *_: 1 << 30)
+    monkeypatch.setattr(linear, "few_rows", lambda *_, **__: 1 << 30)
 
 
 TIGHT = short_of_kv(50, swap=True)

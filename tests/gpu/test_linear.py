@@ -70,9 +70,13 @@ def test_silu_and_mul_of_both_products(dtype: torch.dtype, shape: tuple[int, int
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("shape", [(4096, 1024), (1024, 4096), (128, 14336), (136, 1000)])
+@pytest.mark.parametrize(
+    "shape", [(4096, 1024), (1024, 4096), (128, 14336), (136, 1000), (6144, 4096), (20008, 512)]
+)
 def test_a_row_does_not_depend_on_the_others(dtype: torch.dtype, shape: tuple[int, int]) -> None:
-    """Bitwise, whatever the number of rows and wherever the row lies, NaN rows beside it too (DESIGN 10.2 b)."""
+    """Bitwise, whatever the number of rows and so the kernel, whatever its cut, and wherever the row lies, NaN rows beside
+    it too (DESIGN 10.2 b).
+    """
     features, columns = shape
     x = torch.randn(70, columns, device=DEVICE).to(dtype)
     x[40] = float("nan")

@@ -1,9 +1,6 @@
 // Hopper's warpgroup matrix instructions as typed functions: D[64, n] (+)= A[64, 16] * B[16, n],
 // fp32 accumulators in registers, B (and for scores A) read from 128-byte-swizzled shared memory
 // through 64-bit descriptors.
-//
-// Accumulator i of a thread: row 16 * warp + lane / 4 + 8 * (i / 2 % 2), column 8 * (i / 4) + 2 *
-// (lane % 4) + i % 2.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -11,42 +8,9 @@
 
 #include <cstdint>
 
+#include "cuda/wgmma.cuh"
+
 namespace stoker::cuda::ptx {
-
-// Accumulators and A registers written by ordinary instructions become visible to the instructions
-// that follow.
-__device__ __forceinline__ void wgmma_fence() {
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-
-__device__ __forceinline__ void wgmma_commit() {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-
-// Waits until at most kPending committed groups are unfinished.
-template <int kPending>
-__device__ __forceinline__ void wgmma_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
-}
-
-// Keeps the compiler from moving uses of the accumulators above the wait before it.
-template <int kCount>
-__device__ __forceinline__ void pin(float (&registers)[kCount]) {
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(registers[i])::"memory");
-}
-
-// A tile in shared memory whose rows are 128 bytes, swizzled by 128 bytes (16-byte chunk c of row r
-// lies at chunk c ^ (r % 8)), 1024-byte aligned; 8 rows are 1024 bytes. `address` may point to a
-// 32-byte step inside the first row. column_group_bytes: distance of the next 64 columns, for an
-// operand read across its rows (transposed); else unused.
-__device__ __forceinline__ uint64_t swizzled_tile(uint32_t address, uint32_t column_group_bytes) {
-  constexpr uint64_t kSwizzle128 = 1ull << 62;
-  constexpr uint64_t kEightRows = static_cast<uint64_t>(1024 >> 4) << 32;
-  return kSwizzle128 | kEightRows |
-         (static_cast<uint64_t>((column_group_bytes >> 4) & 0x3fff) << 16) |
-         ((address >> 4) & 0x3fff);
-}
 
 // scores[64, 128] (+)= A * B^T: both operands in shared memory, rows along the summed dimension.
 // values[64, n] += A * B: A in registers (bf16x2/fp16x2 pairs), B in shared memory with its columns

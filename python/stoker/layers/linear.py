@@ -16,14 +16,17 @@ from stoker.ops import linear, silu_and_mul
 class Linear:
     """out = x @ weight.T + bias, written into `out`: by our own op where rows are few, else by torch's product."""
 
-    __slots__ = ("_few_rows", "_fused", "_weight_t", "bias", "weight")
+    __slots__ = ("_few_gated", "_few_rows", "_weight_t", "bias", "weight")
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         self.weight = weight
         self.bias = bias
         self._weight_t = weight.t()
-        self._few_rows = few_rows(weight.dtype, weight.device.type)
-        self._fused = bias is None and weight.is_cuda
+        self._few_rows = few_rows(weight.dtype, weight.device.type, *weight.shape)
+        fused = bias is None and weight.is_cuda
+        self._few_gated = (
+            few_rows(weight.dtype, weight.device.type, *weight.shape, gated=True) if fused else 0
+        )
 
     @classmethod
     def of(
@@ -49,7 +52,7 @@ class Linear:
 
     def silu_and_mul(self, out: torch.Tensor, x: torch.Tensor, room: torch.Tensor) -> None:
         """out [T, features / 2] = silu_and_mul of x's product, by way of `room` [T, features] or in one kernel."""
-        if self._fused and x.size(0) <= self._few_rows:
+        if x.size(0) <= self._few_gated:
             linear(out, x, self.weight, silu_and_mul=True)
         else:
             self(room, x)
@@ -57,14 +60,18 @@ class Linear:
 
 
 @functools.cache
-def few_rows(dtype: torch.dtype, device_type: str) -> int:
-    """Up to how many rows our own op is at least as quick as torch's product here (docs/kernels.md for GPUs,
-    benchmarks/results/cpu_ops.md for CPUs).
+def few_rows(dtype: torch.dtype, device_type: str, features: int, columns: int, gated: bool = False) -> int:
+    """Up to how many rows our own op is at least as quick as torch's product with such weights here, and its activation
+    where `gated` (docs/kernels.md for GPUs, benchmarks/results/cpu_ops.md for CPUs).
 
     On processors that compute in float32 only, torch's half-precision product never catches up.
     """
     if device_type == "cuda":
-        return 0 if dtype == torch.float32 else 16
+        if dtype == torch.float32:
+            return 0
+        if torch.cuda.get_device_capability() != (9, 0) or columns > 8192:
+            return 16
+        return 64 if gated or features * columns <= 8 << 20 else 32
     if device_type != "cpu" or not _torch_says("_is_avx2_supported"):
         return 0
     if dtype == torch.float32:
