@@ -98,7 +98,7 @@ EDITS = [
     Edit("prefix cache: pins hold nothing", "control.cpp", "      pools_[static_cast<size_t>(g)].retain(block);\n", "      continue;\n"),
     Edit("prefix cache: own recompute is a hit", "admit.cpp", "  if (again) {\n    req.account.recovered", "  if (false) {\n    req.account.recovered"),
     Edit("prefix cache: flush does nothing", "control.cpp", "  return prefix_ ? prefix_->flush() : 0;", "  return 0;"),
-    Edit("chunks: no cap a req", "rows.cpp", "    if (config_.long_prefill_token_threshold > 0)\n", "    if (false)\n"),
+    Edit("chunks: no cap a req", "rows.cpp", "  if (config_.long_prefill_token_threshold > 0)\n", "  if (false)\n"),
     Edit("chunks: no equal split", "rows.cpp", "config_.prefill_split == PrefillSplit::equal && ", "false && "),
     Edit("n > 1: children share a seed", "requests.cpp", "i == 0 ? base : mix_seed(base, static_cast<uint64_t>(i));", "base;"),
     Edit("n > 1: abort ends one child", "requests.cpp", "      if (!child->finished()) job(*child);\n", "      if (!child->finished()) { job(*child); break; }\n"),

@@ -56,6 +56,18 @@ SchedulerConfig draw_config(Random& random) {
     config.num_host_blocks = 2 + random.below(config.num_blocks);
     config.preemption = random.chance(70) ? Preemption::swap : Preemption::automatic;
   }
+  if (random.chance(30)) {  // a full group and a window, or two windows
+    KVGroup group{.block_size = config.block_size, .num_host_blocks = config.num_host_blocks};
+    group.kind = random.chance(50) ? KVKind::window : KVKind::full;
+    config.max_model_len = 40;
+    for (int32_t i = 0; i < 2; ++i) {
+      group.window = group.kind == KVKind::window ? 1 + random.below(12) : 0;
+      group.num_blocks =
+          2 + (24 + config.max_num_batched_tokens + random.below(20)) / group.block_size;
+      config.kv_groups.push_back(group);
+      group.kind = KVKind::window;
+    }
+  }
   return config;
 }
 
