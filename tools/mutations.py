@@ -128,7 +128,7 @@ EDITS = [
     Edit("n > 1: no seats kept for the siblings", "fork.cpp", "  reserved_seats_ += sign * num_siblings(leader);\n", "  (void)sign;\n"),
     Edit("replayable: handles are given anew untold", "scheduler.cpp", "  if (log_ != nullptr && !ended_.empty()) log_->take_events();\n", ""),
     Edit("prompt logprobs: what was discarded is never scored", "commit.cpp", "    req.next_score = std::min(req.next_score, row.first_score);\n", "    "),
-    Edit("n > 1: no blocks kept for the siblings", "admit.cpp", " + (family - 1) * partial_blocks(req, g);", ";"),
+    Edit("n > 1: no blocks kept for the siblings", "admit.cpp", " +\n                        (family - 1) * partial_blocks(req, g);", ";"),
 ]  # fmt: skip
 
 

@@ -72,7 +72,10 @@ void Scheduler::admit_waiting(double before) {
       continue;
     }
     const auto after = std::next(it);
+    const Req* const next = after == waiting_.end() ? nullptr : after->req;
+    if (next != nullptr) prefetch(*next);
     admit(req, std::get<Admit>(verdict));
+    if (next != nullptr) PrefixCache::prefetch(next->tokens);
     bool barrier = false;
     for (Req* passed : passed_) {
       barrier = ++passed->overtaken >= config_.bypass_limit || barrier;
@@ -211,14 +214,18 @@ Verdict Scheduler::consider(Req& req) {
     const auto i = static_cast<size_t>(g);
     const BlockPool& pool = pools_[i];
     const bool window = config_.kv_groups[i].kind == KVKind::window;
-    int64_t held = 0, revived = 0;  // blocks of the match, and those that stop being evictable
-    for (int32_t k = window ? std::max(0, matched - match_window(g)) : 0; k < matched; ++k) {
-      ++held;
-      revived += pool.is_cached(prefix_->block(match_.path[static_cast<size_t>(k)], g));
+    int64_t revived = 0;  // blocks of the match that stop being evictable
+    const int32_t begin = window ? std::max(0, matched - match_window(g)) : 0;
+    // Who holds a block holds those before it too, but for a window: what comes back to use is at
+    // the end.
+    for (int32_t k = matched - 1; k >= begin; --k) {
+      const BlockId block = prefix_->block(match_.path[static_cast<size_t>(k)], g);
+      if (pool.refs(block) > 0 && !window) break;
+      revived += pool.is_cached(block);
     }
     const int64_t room = ledger_.available[i] - revived;
-    const int64_t now =
-        std::max<int64_t>(0, most_blocks(g, known) - held) + (family - 1) * partial_blocks(req, g);
+    const int64_t now = std::max<int64_t>(0, most_blocks(g, known) - (matched - begin)) +
+                        (family - 1) * partial_blocks(req, g);
     const auto reason = [&](WaitCode code, int64_t needed) {
       return WaitReason{.code = code,
                         .group = g,

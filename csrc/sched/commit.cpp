@@ -282,6 +282,7 @@ void Scheduler::tell(Req& req, std::span<const Token> tokens, int32_t out_row) {
 // Ends a req in any state, exactly once.
 void Scheduler::finish(Req& req, FinishReason reason, std::string why) {
   check(!req.finished(), "a req ends once");
+  prefetch(req);
   if (waiting_.contains(req)) dequeue(req);
   waiting_.leave();
   num_unready_ -= !req.grammar_ready;

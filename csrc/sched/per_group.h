@@ -27,8 +27,8 @@ class PerGroup {
   const T& operator[](size_t group) const { return values_[group]; }
 
  private:
+  size_t size_ = 0;  // beside the first value, which most models have alone
   std::array<T, kMaxKVGroups> values_{};
-  size_t size_ = 0;
 };
 
 }  // namespace stoker

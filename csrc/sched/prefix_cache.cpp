@@ -84,8 +84,18 @@ void PrefixCache::leave(EntryId root) {
   drop_childless_up(root);
 }
 
-bool PrefixCache::equal(EntryId e, const Token* tokens) const {
-  return std::memcmp(tokens_of(e), tokens, static_cast<size_t>(block_size_) * sizeof(Token)) == 0;
+// A call of memcmp for each block would cost as much again.
+inline bool PrefixCache::equal(EntryId e, const Token* tokens) const {
+  const Token* const mine = tokens_of(e);
+  uint64_t different = 0;
+  for (int32_t i = 0; i + 2 <= block_size_; i += 2) {
+    uint64_t a, b;
+    std::memcpy(&a, mine + i, sizeof a);
+    std::memcpy(&b, tokens + i, sizeof b);
+    different |= a ^ b;
+  }
+  if (block_size_ % 2 != 0) different |= mine[block_size_ - 1] != tokens[block_size_ - 1];
+  return different == 0;
 }
 
 uint32_t PrefixCache::hash_of(EntryId parent, const Token* tokens) const {
@@ -107,10 +117,13 @@ uint32_t PrefixCache::hash_of(EntryId parent, const Token* tokens) const {
   return static_cast<uint32_t>(mix(a + b));
 }
 
-EntryId PrefixCache::find_child(EntryId parent, const Token* tokens) const {
-  const EntryId hint = entries_[static_cast<size_t>(parent)].next;
-  if (hint != kNoEntry && equal(hint, tokens)) return hint;
-  if (entries_[static_cast<size_t>(parent)].children <= (hint != kNoEntry ? 1 : 0)) return kNoEntry;
+EntryId PrefixCache::find(EntryId parent, const Token* tokens) const {
+  const Entry& up = entries_[static_cast<size_t>(parent)];
+  if (up.next != kNoEntry && equal(up.next, tokens)) return up.next;
+  return up.children > (up.next != kNoEntry) ? find_hashed(parent, tokens) : kNoEntry;
+}
+
+EntryId PrefixCache::find_hashed(EntryId parent, const Token* tokens) const {
   const uint32_t hash = hash_of(parent, tokens);
   const size_t mask = table_.size() - 1;
   for (size_t i = hash & mask; table_[i] != kNoEntry; i = (i + 1) & mask) {
@@ -120,79 +133,82 @@ EntryId PrefixCache::find_child(EntryId parent, const Token* tokens) const {
   return kNoEntry;
 }
 
-void PrefixCache::match(EntryId root, std::span<const Token> tokens, int32_t max_blocks,
-                        Match& out) const {
-  out.path.clear();
-  out.pending_step = 0;
+template <typename Visit>
+int32_t PrefixCache::walk(EntryId root, std::span<const Token> tokens, int32_t max_blocks,
+                          Visit&& visit) const {
   const int32_t limit = std::min(max_blocks, static_cast<int32_t>(tokens.size()) / block_size_);
-  EntryId at_entry = root;
-  for (int32_t i = 0; i < limit; ++i) {
-    at_entry =
-        find(at_entry, tokens.data() + static_cast<size_t>(i) * static_cast<size_t>(block_size_));
-    if (at_entry == kNoEntry) break;
-    out.path.push_back(at_entry);
-  }
-  if (any_window_) {
-    // The longest head whose last positions every window group still has.
-    size_t best = 0;
-    std::vector<int32_t>& run = runs_;
-    run.assign(static_cast<size_t>(num_groups_), 0);
-    for (size_t i = 0; i < out.path.size(); ++i) {
-      bool ok = true;
-      for (GroupId g = 0; g < num_groups_; ++g) {
-        auto& have = run[static_cast<size_t>(g)];
-        have = block(out.path[i], g) == kNullBlock ? 0 : have + 1;
-        const int32_t need =
-            windows_[static_cast<size_t>(g)] == 0
-                ? static_cast<int32_t>(i) + 1
-                : std::min(windows_[static_cast<size_t>(g)], static_cast<int32_t>(i) + 1);
-        ok = ok && have >= need;
-      }
-      if (ok) best = i + 1;
-    }
-    out.path.resize(best);
-  }
-  for (const EntryId e : out.path) {
-    out.pending_step = std::max(out.pending_step, entries_[static_cast<size_t>(e)].pending);
-  }
-}
-
-int32_t PrefixCache::match_blocks(EntryId root, std::span<const Token> tokens,
-                                  int32_t max_blocks) const {
-  const int32_t limit = std::min(max_blocks, static_cast<int32_t>(tokens.size()) / block_size_);
-  EntryId at_entry = root;
-  for (int32_t i = 0; i < limit; ++i) {
-    at_entry =
-        find(at_entry, tokens.data() + static_cast<size_t>(i) * static_cast<size_t>(block_size_));
-    if (at_entry == kNoEntry) return i;
+  const Token* at = tokens.data();
+  EntryId e = root;
+  for (int32_t i = 0; i < limit; ++i, at += block_size_) {
+    __builtin_prefetch(at + kAhead);
+    e = find(e, at);
+    if (e == kNoEntry) return i;
+    visit(e);
   }
   return limit;
 }
 
-EntryId PrefixCache::insert(EntryId parent, const Token* tokens, std::span<const BlockId> blocks,
-                            BatchId pending) {
-  const EntryId e = new_entry();
-  Entry& entry = entries_[static_cast<size_t>(e)];
-  entry.parent = parent;
-  entry.pending = pending;
-  std::memcpy(tokens_.data() + static_cast<size_t>(e) * static_cast<size_t>(block_size_), tokens,
-              static_cast<size_t>(block_size_) * sizeof(Token));
-  for (GroupId g = 0; g < num_groups_; ++g) {
-    const BlockId b = blocks[static_cast<size_t>(g)];
-    blocks_[at(e, g)] = b;
-    if (b != kNullBlock) pools_[static_cast<size_t>(g)].set_entry(b, e);
+void PrefixCache::match(EntryId root, std::span<const Token> tokens, int32_t max_blocks,
+                        Match& out) const {
+  out.path.clear();
+  walk(root, tokens, max_blocks, [&](EntryId e) { out.path.push_back(e); });
+  if (!any_window_) return;
+  // The longest head whose last positions every window group still has.
+  size_t best = 0;
+  std::vector<int32_t>& run = runs_;
+  run.assign(static_cast<size_t>(num_groups_), 0);
+  for (size_t i = 0; i < out.path.size(); ++i) {
+    bool ok = true;
+    for (GroupId g = 0; g < num_groups_; ++g) {
+      auto& have = run[static_cast<size_t>(g)];
+      have = block(out.path[i], g) == kNullBlock ? 0 : have + 1;
+      const int32_t need =
+          windows_[static_cast<size_t>(g)] == 0
+              ? static_cast<int32_t>(i) + 1
+              : std::min(windows_[static_cast<size_t>(g)], static_cast<int32_t>(i) + 1);
+      ok = ok && have >= need;
+    }
+    if (ok) best = i + 1;
   }
-  Entry& up = entries_[static_cast<size_t>(parent)];
-  ++up.children;
-  ++num_entries_;
-  if (up.next == kNoEntry) {
-    up.next = e;
-  } else {
-    entry.hash = hash_of(parent, tokens);
-    entry.in_table = true;
-    table_add(e);
+  out.path.resize(best);
+}
+
+int32_t PrefixCache::match_blocks(EntryId root, std::span<const Token> tokens,
+                                  int32_t max_blocks) const {
+  return walk(root, tokens, max_blocks, [](EntryId) {});
+}
+
+EntryId PrefixCache::insert(EntryId parent, const Token* tokens, int32_t count,
+                            const PerGroup<const BlockId*>& blocks, BatchId pending,
+                            double priority) {
+  EntryId first = kNoEntry;
+  for (int32_t k = 0; k < count; ++k, tokens += block_size_) {
+    const EntryId e = new_entry();
+    Entry& entry = entries_[static_cast<size_t>(e)];
+    entry.parent = parent;
+    entry.pending = pending;
+    std::memcpy(tokens_.data() + static_cast<size_t>(e) * static_cast<size_t>(block_size_), tokens,
+                static_cast<size_t>(block_size_) * sizeof(Token));
+    for (GroupId g = 0; g < num_groups_; ++g) {
+      const BlockId b = blocks[static_cast<size_t>(g)][k];
+      blocks_[at(e, g)] = b;
+      if (b != kNullBlock) pools_[static_cast<size_t>(g)].set_entry(b, e);
+    }
+    Entry& up = entries_[static_cast<size_t>(parent)];
+    ++up.children;
+    if (up.next == kNoEntry) {
+      up.next = e;
+    } else {
+      entry.hash = hash_of(parent, tokens);
+      entry.in_table = true;
+      table_add(e);
+    }
+    touch(e, false, priority);
+    if (k == 0) first = e;
+    parent = e;
   }
-  return e;
+  num_entries_ += count;
+  return first;
 }
 
 void PrefixCache::set_block(EntryId e, GroupId group, BlockId b, BatchId pending) {
@@ -238,6 +254,7 @@ void PrefixCache::drop(EntryId e) {
   } else {
     if (entry.in_table) table_remove(e);
     Entry& up = entries_[static_cast<size_t>(entry.parent)];
+    if (up.parent != kNoEntry) prefetch(up.parent);  // mostly it goes after the next
     --up.children;
     if (up.next == e) up.next = kNoEntry;
     --num_entries_;

@@ -19,6 +19,7 @@
 
 #include "base/ids.h"
 #include "sched/block_pool.h"
+#include "sched/per_group.h"
 
 namespace stoker {
 
@@ -36,7 +37,6 @@ class PrefixCache {
 
   struct Match {
     std::vector<EntryId> path;  // entries of blocks 0, 1, ...
-    BatchId pending_step = 0;   // newest step that must succeed for the match to be true
   };
   // The longest run of cached blocks at the head of `tokens`, at most max_blocks, that every group
   // can serve.
@@ -54,17 +54,20 @@ class PrefixCache {
   size_t num_ids() const { return entries_.size(); }  // an EntryId is below it
 
   // Child of `parent` for one block of tokens, or kNoEntry.
-  EntryId find(EntryId parent, const Token* tokens) const {
-    return entries_[static_cast<size_t>(parent)].children == 0 ? kNoEntry
-                                                               : find_child(parent, tokens);
+  EntryId find(EntryId parent, const Token* tokens) const;
+  // The head of a prompt that match() will read; the rest it fetches ahead of itself.
+  static void prefetch(std::span<const Token> tokens) {
+    for (size_t i = 0; i < std::min(tokens.size(), kAhead); i += 16)
+      __builtin_prefetch(tokens.data() + i);
   }
   void prefetch(EntryId e) const { __builtin_prefetch(&entries_[static_cast<size_t>(e)], 1); }
   // The root of a namespace, or kNoEntry if nobody uses it.
   EntryId root_of(const std::string& salt) const;
-  // Adds a child that does not exist yet. `pending`: the step that computes it; it is withdrawn if
-  // that fails.
-  EntryId insert(EntryId parent, const Token* tokens, std::span<const BlockId> blocks,
-                 BatchId pending);
+  // Adds a child that does not exist yet, under it the next one, and so on for `count` blocks,
+  // which `blocks[group]` lists; returns the first. `pending`: the step that computes them; they
+  // are withdrawn if that fails.
+  EntryId insert(EntryId parent, const Token* tokens, int32_t count,
+                 const PerGroup<const BlockId*>& blocks, BatchId pending, double priority);
   // Takes an entry without children out of the tree: its blocks are forgotten.
   void remove(EntryId e);
   // The entry was matched, or published, for a req of this priority: what the eviction strategy
@@ -94,6 +97,8 @@ class PrefixCache {
   void check_integrity() const;
 
  private:
+  // How many tokens ahead of itself a walk fetches a prompt, which nobody may have looked at yet.
+  static constexpr size_t kAhead = 256;
   struct alignas(32) Entry {  // two to a cache line, none across
     EntryId parent = kNoEntry;
     EntryId next = kNoEntry;  // the child that is linked directly
@@ -115,8 +120,12 @@ class PrefixCache {
     return tokens_.data() + static_cast<size_t>(e) * static_cast<size_t>(block_size_);
   }
   bool equal(EntryId e, const Token* tokens) const;
+  // Calls visit(entry) down the path of `tokens` as far as it is there; returns how far that is.
+  template <typename Visit>
+  int32_t walk(EntryId root, std::span<const Token> tokens, int32_t max_blocks,
+               Visit&& visit) const;
   uint32_t hash_of(EntryId parent, const Token* tokens) const;
-  EntryId find_child(EntryId parent, const Token* tokens) const;
+  EntryId find_hashed(EntryId parent, const Token* tokens) const;
   void weigh(EntryId e, bool hit, double priority);
   EntryId new_entry();
   void drop(EntryId e);

@@ -19,17 +19,20 @@ void Scheduler::publish(Req& req, int32_t num_tokens, BatchId pending) {
   const Token* tokens = req.tokens.data() + int64_t{req.published} * block_size_;
   for (; req.published < full; ++req.published, tokens += block_size_) {
     check(parent != kNoEntry, "a published block is in the prefix cache");
-    const auto i = static_cast<size_t>(req.published);
-    EntryId entry = prefix_->find(parent, tokens);
-    if (entry != kNoEntry) {
-      if (!merge_duplicate(req, req.published, entry, pending)) break;  // tried again at commit
-    } else {
+    const EntryId entry = prefix_->find(parent, tokens);
+    if (entry == kNoEntry) {  // nor are those that build on it
       if (pending > committed_ && made.size() == made.capacity()) break;  // at commit there is room
+      PerGroup<const BlockId*> blocks;
+      blocks.assign(static_cast<size_t>(num_groups_), nullptr);
       for (GroupId g = 0; g < num_groups_; ++g)
-        scratch_blocks_[static_cast<size_t>(g)] = req.tables[static_cast<size_t>(g)][i];
-      entry = prefix_->insert(parent, tokens, scratch_blocks_, pending);
-      if (pending > committed_) made.push_back({entry, req.id});
+        blocks[static_cast<size_t>(g)] = req.tables[static_cast<size_t>(g)].data() + req.published;
+      const EntryId first =
+          prefix_->insert(parent, tokens, full - req.published, blocks, pending, req.priority);
+      if (pending > committed_) made.push_back({first, req.id});
+      req.published = full;
+      break;
     }
+    if (!merge_duplicate(req, req.published, entry, pending)) break;  // tried again at commit
     prefix_->touch(entry, false, req.priority);
     parent = entry;
   }

@@ -122,50 +122,61 @@ struct alignas(64) Req {
   std::vector<Token> tokens;
   int32_t prompt_len = 0;
   int32_t published = 0;  // blocks [0, published) are in the prefix cache (its own table's blocks)
-  int32_t prefix_root = -1;
-  int32_t own_from = 0;  // blocks from here on it computed itself; what is before was shared
   PerGroup<std::vector<BlockId>> tables;  // holes left by a window are kNullBlock
 
+  // What every req's way in and out touches, in few lines: a req is not in a cache by then.
   PerGroup<int32_t> window_begins;  // blocks before this were left behind by the group's window
-  PerGroup<std::vector<BlockId>> host_tables;  // while its KV is (also) in host memory
-  int32_t swap_from = 0;  // blocks before this were not copied: another running req held them
-  // n > 1: who has not forked yet waits with the first of them, whose prompt they share.
-  std::vector<Req*> siblings;  // of the first one
-  Req* leader = nullptr;       // of one that waits so
-  BatchId forked_in = 0;     // the step whose hidden row it began with; 0: computed its own prompt
-  int64_t forked_from = -1;  // arrival_seq of whom it forked from
-  int64_t move = 0;          // the transfers under way for it; 0: none
+  int32_t prefix_root = -1;
+  int32_t own_from = 0;     // blocks from here on it computed itself; what is before was shared
+  int64_t arrival_seq = 0;  // total order of arrival
+  Req *older = nullptr, *newer = nullptr;  // in the order in which they came to wait
+  int64_t admissions_seen = 0;             // by when it came to wait
+  TimeNs queued_since = 0;
+  uint64_t seed = 0;
+  int32_t tenant_index = 0;
   int32_t running_index = -1;    // in the running batch, or among those that swap in
-  int64_t arrival_seq = 0;       // total order of arrival
   int32_t highest_computed = 0;  // how far it ever got: below it, work is done twice
   int32_t next_score = 0;        // next prompt position whose logprob is to be asked for,
   int32_t scored = 0;            // and the next one to be told
+  int32_t branch = -1;           // policy dfs-weight: the prefix cache entry it hangs under
+  int32_t overtaken = 0;         // times that a later req was admitted past it while it did not fit
+  bool in_line = false;          // of those that have not waited too long yet
+  bool aged = false;
+  FinishReason finish_reason = FinishReason::none;
+  ReqAccount account;
+  WaitReason wait;
+  int64_t move = 0;  // the transfers under way for it; 0: none
+  // n > 1: who has not forked yet waits with the first of them, whose prompt they share.
+  Req* leader = nullptr;       // of one that waits so
+  std::vector<Req*> siblings;  // of the first one
 
   // Given by the caller.
   std::string rid;
-  Token largest_token = -1;  // of the prompt, where its maker has looked (none is negative); or -1
   SamplingParams params;
-  std::string cache_salt;
-  double priority = 0;  // lower is sooner
-  std::string tenant;
-  double tenant_weight = 1.0;
-  TimeNs deadline_ttft = -1;  // after arrival; -1: none
-  TimeNs deadline_tpot = -1;
-  bool drop_when_late = false;
-  bool pool = false;    // an embedding: its last hidden row is pooled, nothing is sampled
+  Token largest_token = -1;  // of the prompt, where its maker has looked (none is negative); or -1
   int32_t grammar = 0;  // its number at the loop's mask source: rows take a mask at launch_sample;
                         // 0: none
   bool grammar_ready = true;  // false: waits for Scheduler::grammar_ready()
-  double policy_key = 0;      // for the policy `key`
+  bool pool = false;          // an embedding: its last hidden row is pooled, nothing is sampled
+  bool drop_when_late = false;
+  TimeNs deadline_ttft = -1;  // after arrival; -1: none
+  TimeNs deadline_tpot = -1;
+  double priority = 0;    // lower is sooner
+  double policy_key = 0;  // for the policy `key`
+  double tenant_weight = 1.0;
+  std::string tenant;
+  std::string cache_salt;
 
-  // Kept by the scheduler.
-  FinishReason finish_reason = FinishReason::none;
+  // What few reqs have.
+  std::string parent_rid;                      // of a child of a req with n > 1
+  PerGroup<std::vector<BlockId>> host_tables;  // while its KV is (also) in host memory
+  int32_t swap_from = 0;      // blocks before this were not copied: another running req held them
+  BatchId forked_in = 0;      // the step whose hidden row it began with; 0: computed its own prompt
+  int64_t forked_from = -1;   // arrival_seq of whom it forked from
   Token matched_stop = -1;    // the token that ended it, where one did
   std::string error;          // why, where finish_reason is error
   const char* why = nullptr;  // the same, while it is not written yet; see Scheduler::say_why
-  WaitReason wait;
-  ReqAccount account;
-  TimeNs queued_since = 0;
+
   // When the next token is due: the first by deadline_ttft, each later one by deadline_tpot after
   // the one before on the average; -1: never.
   TimeNs due() const {
@@ -173,16 +184,6 @@ struct alignas(64) Req {
       return account.first_token_time + deadline_tpot * num_outputs();
     return num_outputs() == 0 && deadline_ttft >= 0 ? account.arrival_time + deadline_ttft : -1;
   }
-  uint64_t seed = 0;
-  int32_t tenant_index = 0;
-  int32_t branch = -1;    // policy dfs-weight: the prefix cache entry it hangs under
-  int32_t overtaken = 0;  // times that a later req was admitted past it while it did not fit
-  bool aged = false;
-  bool in_line = false;                    // of those that have not waited too long yet,
-  Req *older = nullptr, *newer = nullptr;  // in the order in which they came to wait
-  int64_t admissions_seen = 0;
-  std::string parent_rid;  // of a child of a req with n > 1
-
   int32_t known() const { return static_cast<int32_t>(tokens.size()); }
   int32_t num_outputs() const { return known() - prompt_len; }
   bool samples_alone() const { return !pool && params.prompt_logprobs < 0 && grammar == 0; }
@@ -198,6 +199,13 @@ struct alignas(64) Req {
 };
 
 using ReqPtr = std::shared_ptr<Req>;
+
+// Fetches all of a req that nobody has looked at for long; one line after the other would be waited
+// for.
+inline void prefetch(const Req& req) {
+  const auto* const lines = reinterpret_cast<const char*>(&req);
+  for (size_t at = 0; at < sizeof(Req); at += alignof(Req)) __builtin_prefetch(lines + at, 1);
+}
 
 const char* name(ReqState state);
 const char* name(FinishReason reason);

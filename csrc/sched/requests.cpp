@@ -125,6 +125,7 @@ void Scheduler::check_fits(const Req& req, int64_t pinned) const {
 
 void Scheduler::add(const ReqPtr& req, TimeNs now) {
   now_ = std::max(now_, now);
+  prefetch(*req);
   validate(*req);
   if (num_pinned_ > 0) check_fits(*req, num_pinned_);
   if (by_rid_.contains(req->rid) || children_.contains(req->rid)) {

@@ -53,7 +53,6 @@ Scheduler::Scheduler(SchedulerConfig config)
                            : 0);
   }
   any_window_ = std::any_of(windows_.begin(), windows_.end(), [](int32_t w) { return w > 0; });
-  scratch_blocks_.resize(config_.kv_groups.size());
   if (config_.enable_prefix_caching) {
     prefix_ = std::make_unique<PrefixCache>(pools_, block_size_, windows_, config_.prefix_eviction);
   }

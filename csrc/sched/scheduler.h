@@ -45,6 +45,7 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <memory_resource>
 #include <set>
 #include <span>
 #include <string>
@@ -185,7 +186,7 @@ class Scheduler {
     bool forks = false;  // no row of its own: reads the hidden row of the one before it
   };
   struct Published {
-    EntryId entry;
+    EntryId entry;  // and what the step has put under it
     ReqId by;
   };
   // A step in flight.
@@ -404,7 +405,8 @@ class Scheduler {
 
   std::vector<ReqPtr> reqs_;  // by ReqId
   std::vector<ReqId> free_ids_;
-  std::unordered_map<std::string_view, Req*> by_rid_;
+  std::pmr::unsynchronized_pool_resource rid_memory_;  // as of the queue
+  std::pmr::unordered_map<std::string_view, Req*> by_rid_{&rid_memory_};
   std::unordered_map<std::string, std::vector<ReqPtr>> children_;  // of reqs with n > 1
   WaitingQueue waiting_;
   std::vector<Req*>
@@ -469,7 +471,6 @@ class Scheduler {
   Req* blocked_ = nullptr;  // the first that did not fit
   // Of the running reqs, under the policies `priority` and `deadline`.
   double least_urgent_ = -kEverybody;
-  std::vector<BlockId> scratch_blocks_;
   PrefixCache::Match match_;
   struct Cursor {
     int32_t rows = 0, tokens = 0, outs = 0, sampled = 0, table_changes = 0, seat_changes = 0,

@@ -12,16 +12,17 @@ void WaitingQueue::enroll(ReqId id) {
     places_.resize(static_cast<size_t>(id) + 1, items_.end());
   const size_t all = items_.size() + spare_.size() + 1;
   if (spare_.capacity() < all) spare_.reserve(2 * all);
-  Order fresh;
+  Order fresh(&memory_);
   spare_.push_back(fresh.extract(fresh.insert(Item{}).first));
 }
 
 void WaitingQueue::insert(Req& req, const QueueKey& key) {
   spare_.back().value() = {key, &req};
-  const auto made = items_.insert(std::move(spare_.back()));
-  check(made.inserted, "a req is in the waiting queue once");
+  // Whoever comes last mostly stands last.
+  const iterator place = items_.insert(items_.end(), std::move(spare_.back()));
+  check(place->req == &req, "a req is in the waiting queue once");
   spare_.pop_back();
-  places_[static_cast<size_t>(req.id)] = made.position;
+  places_[static_cast<size_t>(req.id)] = place;
 }
 
 bool WaitingQueue::contains(const Req& req) const {

@@ -3,6 +3,7 @@
 
 #include <compare>
 #include <cstdint>
+#include <memory_resource>
 #include <set>
 #include <vector>
 
@@ -30,7 +31,7 @@ class WaitingQueue {
       return (key <=> other.key) == std::partial_ordering::less;
     }
   };
-  using Order = std::set<Item>;
+  using Order = std::pmr::set<Item>;
   using iterator = Order::iterator;
 
   // Room for one req more, which may come and go until leave(): insert() and erase() allocate
@@ -55,7 +56,8 @@ class WaitingQueue {
   int32_t size() const { return static_cast<int32_t>(items_.size()); }
 
  private:
-  Order items_;
+  std::pmr::unsynchronized_pool_resource memory_;  // places lie together, and cost no malloc each
+  Order items_{&memory_};
   std::vector<iterator> places_;         // by ReqId
   std::vector<Order::node_type> spare_;  // of the reqs that are enrolled and do not wait
 };
