@@ -1,10 +1,10 @@
-// Dealing: rows go out in classes of equal split length, longest splits first, each worker taking a
-// run of consecutive units up to a common limit; so shorter splits level out what longer ones
-// leave. A row that comes later, or gains a split, is dealt to whoever has room; when everything is
-// dealt anew is told in attention_plan.cpp.
+// Dealing: longest rows first, in whole heads, each worker taking what it has room for under a
+// common limit; so shorter rows fill what longer ones leave, and few heads are cut. Heads of more
+// than two thirds of an even share, and those for which nobody has room, go out split by split. A
+// row that comes later is dealt in whole heads to whoever has room; when everything is dealt anew
+// is told in attention_plan.cpp.
 #include <algorithm>
 #include <array>
-#include <limits>
 
 #include "base/check.h"
 #include "sched/attention_plan.h"
@@ -28,7 +28,8 @@ int32_t whole_heads(int32_t units, int32_t splits) {
 
 void AttentionPlanner::begin_at(size_t row) {
   at_row_ = row;
-  at_unit_ = at_split_ = 0;
+  at_unit_ = row < dealt_.size() ? dealt_[row].dealt_units : 0;
+  at_split_ = 0;
   open_slots_ = -1;
 }
 
@@ -37,7 +38,7 @@ void AttentionPlanner::begin_at(size_t row) {
 void AttentionPlanner::add_pieces(int32_t worker, int32_t count) {
   while (count > 0) {
     const Row& row = dealt_[at_row_];
-    const int32_t units = units_of(row), splits = row.num_splits;
+    const int32_t units = row.num_splits * geometry_.num_decode_heads, splits = row.num_splits;
     int32_t take = std::min(units - at_unit_, count);
     bool shared = true;
     if (at_split_ != 0) {  // the rest of a head that another worker began
@@ -59,10 +60,7 @@ void AttentionPlanner::add_pieces(int32_t worker, int32_t count) {
     at_unit_ += take;
     count -= take;
     if (shared) at_split_ = at_split_ + take == splits ? 0 : at_split_ + take;
-    if (at_unit_ == units) {
-      ++at_row_;
-      at_unit_ = 0;
-    }
+    if (at_unit_ == units) begin_at(at_row_ + 1);
   }
 }
 
@@ -78,7 +76,7 @@ void AttentionPlanner::deal_class(size_t row_begin, size_t row_end) {
   int64_t units = 0, cost_of_all = 0;
   for (size_t i = row_begin; i < row_end; ++i) {
     units += units_of(dealt_[i]);
-    cost_of_all += dealt_[i].cost;
+    cost_of_all += int64_t{units_of(dealt_[i])} * dealt_[i].unit_cost;
   }
   const int64_t cost = std::max<int64_t>(1, cost_of_all / units);
   // The lowest common limit (to an eighth of a unit) under which every unit finds a place.
@@ -95,7 +93,7 @@ void AttentionPlanner::deal_class(size_t row_begin, size_t row_end) {
     return sum;
   };
   int64_t limit = 0;
-  if (row_begin > 0) {
+  if (num_pieces_ > 0) {
     limit = (total_ + workers - 1) / workers;
     int64_t low = limit;
     for (int64_t have = room(limit); have < units; have = room(limit)) {
@@ -153,14 +151,63 @@ void AttentionPlanner::deal_in_order() {
   }
 }
 
-void AttentionPlanner::deal_by_length() {
-  runs_.assign(1, {active_, 0});
-  for (size_t begin = 0; begin < dealt_.size();) {
+// Deals the rows of dealt_ from `begin` on split by split, class by class.
+void AttentionPlanner::deal_splits(size_t begin) {
+  runs_.clear();
+  for (int32_t w = 0; w < active_; ++w) {
+    if (!runs_.empty() && runs_.back().load == load_[size_t(w)]) runs_.pop_back();
+    runs_.push_back({w + 1, load_[size_t(w)]});
+  }
+  while (begin < dealt_.size()) {
     size_t end = begin + 1;
     while (end < dealt_.size() && dealt_[end].split_shift == dealt_[begin].split_shift) ++end;
     deal_class(begin, end);
     begin = end;
   }
+}
+
+// Deals whole heads of a row to workers that stay within `limit`. False: some found no room.
+bool AttentionPlanner::deal_heads(Row& row, int64_t limit) {
+  const int64_t cost = row.head_cost();
+  for (int32_t asked = 0; asked < active_; ++asked) {
+    const int64_t room = limit - load_[size_t(cursor_)];
+    if (room >= cost) {
+      const int32_t begin = row.dealt_units;
+      row.dealt_units += int32_t(std::min<int64_t>(units_of(row), room / cost * row.num_splits));
+      add_piece(cursor_,
+                {.seat = row.seat,
+                 .unit_begin = begin,
+                 .unit_end = row.dealt_units,
+                 .split_shift = row.split_shift,
+                 .partial = -1},
+                row.unit_cost);
+      if (units_of(row) == 0) return true;
+    }
+    cursor_ = cursor_ + 1 < active_ ? cursor_ + 1 : 0;
+  }
+  return false;
+}
+
+void AttentionPlanner::deal_by_length() {
+  const int64_t share = (total_ + active_ - 1) / active_;
+  dealt_.clear();
+  auto row = rows_.begin();
+  for (; row != rows_.end() && row->head_cost() * 3 > share * 2; ++row) dealt_.push_back(*row);
+  deal_splits(0);
+  // What whole splits of the longest row that is left can keep to.
+  const int64_t cost = row != rows_.end() ? row->unit_cost : 1;
+  const int64_t limit = (share + cost - 1) / cost * cost;
+  const size_t rest = dealt_.size();
+  int64_t most_room = limit;  // of a worker
+  for (; row != rows_.end(); ++row) {
+    Row left = *row;
+    if (left.head_cost() <= most_room) {
+      if (deal_heads(left, limit)) continue;
+      most_room = limit - *std::min_element(load_.begin(), load_.begin() + active_);
+    }
+    dealt_.push_back(left);
+  }
+  deal_splits(rest);
 }
 
 // Deals everything anew.
@@ -171,16 +218,14 @@ void AttentionPlanner::deal_all(std::span<const int32_t> row_seat,
     const int32_t kv_len = row_kv_len[size_t(r)];
     if (kv_len > 0) rows_.push_back(row_of(row_seat[size_t(r)], kv_len));
   }
-  // Longest splits first, in the batch's order within a class.
-  std::array<size_t, 33> next{};
-  for (const Row& row : rows_) ++next[size_t(31 - row.split_shift) + 1];
-  for (size_t i = 1; i < next.size(); ++i) next[i] += next[i - 1];
-  dealt_.resize(rows_.size());
-  for (const Row& row : rows_) dealt_[next[size_t(31 - row.split_shift)]++] = row;
+  std::sort(rows_.begin(), rows_.end(), [](const Row& a, const Row& b) {
+    return a.length != b.length ? a.length > b.length : a.seat < b.seat;
+  });
   forget_pieces();
-  deal_by_length();
+  if (!rows_.empty()) deal_by_length();
   if (!fits(num_decode_rows)) {  // too many cuts: one run of units for each worker has few
     forget_pieces();
+    dealt_ = rows_;
     deal_in_order();
     check(fits(num_decode_rows), "attention plan: too many pieces");
   }
@@ -188,32 +233,17 @@ void AttentionPlanner::deal_all(std::span<const int32_t> row_seat,
   dealt_excess_ = busiest().second;
 }
 
-// Deals the rows that came or have other units: to workers that have room for a head up to a common
-// limit, which rises until all have found a place.
+// Deals the rows that came or have other units: to workers that have room up to a common limit,
+// which rises until all have found a place.
 void AttentionPlanner::deal_added() {
-  dealt_.swap(added_);
-  begin_at(0);
   int64_t limit = total_ / active_;
-  while (at_row_ < dealt_.size()) {
-    const Row& row = dealt_[at_row_];
-    const int64_t cost = row.unit_cost;
-    const int64_t left = units_of(row) - at_unit_;
-    const int64_t least = cost * std::min<int64_t>(row.num_splits - at_split_, left);
-    int64_t lightest = std::numeric_limits<int64_t>::max();
-    int32_t asked = 0;
-    for (; asked < active_ && load_[size_t(cursor_)] > limit - least; ++asked) {
-      lightest = std::min(lightest, load_[size_t(cursor_)]);
-      cursor_ = cursor_ + 1 < active_ ? cursor_ + 1 : 0;
+  for (Row& row : added_) {
+    while (!deal_heads(row, limit)) {
+      const int64_t head = row.head_cost();
+      limit = *std::min_element(load_.begin(), load_.begin() + active_) + head + head / 4;
     }
-    if (asked == active_) {  // no room: there is some next time
-      limit = lightest + least + std::max<int64_t>(1, cost * row.num_splits / 4);
-      continue;
-    }
-    const int64_t room = limit - load_[size_t(cursor_)];
-    add_pieces(cursor_, int32_t(std::min(left, room / cost)));
+    note_dealt(row);
   }
-  for (const Row& row : dealt_) note_dealt(row);
-  num_changed_ += dealt_.size();
 }
 
 }  // namespace stoker

@@ -138,7 +138,7 @@ void AttentionPlanner::forget_pieces() {
   std::fill(counts_.begin(), counts_.end(), Count{});
   std::fill(load_.begin(), load_.end(), 0);
   num_pieces_ = num_slots_ = cursor_ = 0;
-  num_dealt_ = num_changed_ = 0;
+  num_dealt_ = 0;
   for (Seat& seat : seats_) seat = Seat{.there = seat.there};
 }
 

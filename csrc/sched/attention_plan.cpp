@@ -16,13 +16,15 @@ namespace {
 constexpr int64_t kUnitOverhead = 12;
 
 // Everything is dealt anew when more than an eighth of the cost is new in one step, or of the rows
-// gone; when a quarter of the rows has changed since; or when the busiest worker has a sixteenth
-// more of an even share than it had then.
-constexpr int64_t kNewAtOnce = 8, kNewSince = 4, kUneven = 16;
+// gone; or when the busiest worker has a twelfth more of an even share than it had then.
+constexpr int64_t kNewAtOnce = 8, kUneven = 12;
 
 // Pieces that the list has room for besides one a row. A cut between two workers makes three more;
 // there are as many cuts as workers in each class of splits.
 constexpr int32_t kCutsAWorker = 6;
+
+// Entries that write() may use besides those of the list.
+constexpr int32_t kPutAnyway = 2;
 
 }  // namespace
 
@@ -79,7 +81,8 @@ AttentionPlanner::Row AttentionPlanner::row_of(int32_t seat, int32_t kv_len) con
           .num_splits = splits,
           .split_shift = shift,
           .unit_cost = length / splits + int32_t(kUnitOverhead),
-          .cost = row_cost(length, splits)};
+          .cost = row_cost(length, splits),
+          .dealt_units = 0};
 }
 
 // Reads the step's decode rows: which of them have the units that are dealt of them.
@@ -126,7 +129,8 @@ AttentionPlanner::Change AttentionPlanner::survey(std::span<const int32_t> row_s
 }
 
 bool AttentionPlanner::fits(int32_t num_decode_rows) const {
-  return num_pieces_ <= num_decode_rows + kCutsAWorker * geometry_.num_decode_workers &&
+  return num_pieces_ + kPutAnyway <=
+             num_decode_rows + kCutsAWorker * geometry_.num_decode_workers &&
          num_slots_ <= decode_slot_capacity(geometry_);
 }
 
@@ -154,9 +158,13 @@ int32_t AttentionPlanner::write(DecodeWork* out, int32_t* work_indptr) const {
       continue;
     }
     __builtin_prefetch(out + w + kWriteAhead, 1);
-    put(out + w, mine[0]);
     __builtin_prefetch(rest + kWriteAhead, 1);
-    for (int32_t i = 1; i < count; ++i) put(rest++, mine[i]);
+    put(out + w, mine[0]);
+    // How many a worker has is anyone's guess: the first few are put without asking, and put over
+    // where there are fewer.
+    for (int32_t i = 0; i < kPutAnyway; ++i) put(rest + i, mine[i + 1]);
+    for (int32_t i = kPutAnyway + 1; i < count; ++i) put(rest + i - 1, mine[i]);
+    rest += count - 1;
   }
   work_indptr[workers] = int32_t(rest - out);
   return int32_t(rest - out);
@@ -192,13 +200,13 @@ AttentionPlan AttentionPlanner::plan(std::span<const int32_t> row_seat,
   if (change == Change::some) {
     update_dealt();
     deal_added();
-    if (num_changed_ * kNewSince > num_dealt_ ||
-        !level(dealt_excess_ + total_ / active_ / kUneven) || !fits(num_decode_rows))
+    if (!level(dealt_excess_ + total_ / active_ / kUneven) || !fits(num_decode_rows))
       change = Change::all;
   }
   if (change == Change::all) deal_all(row_seat, row_kv_len, num_decode_rows);
   check(work_indptr.size() >= workers + 4, "attention plan: work_indptr is too small");
-  check(work.size() >= workers + size_t(num_pieces_), "attention plan: the list is too small");
+  check(work.size() >= workers + size_t(num_pieces_ + kPutAnyway),
+        "attention plan: the list is too small");
   int32_t end = write(reinterpret_cast<DecodeWork*>(work.data()), work_indptr.data());
   work_indptr[workers + 1] = end;
   AttentionPlan plan;

@@ -112,8 +112,10 @@ class AttentionPlanner {
  private:
   struct Row {
     int32_t seat, length, num_splits, split_shift;
-    int32_t unit_cost;  // in tokens, at least 1
-    int64_t cost;       // of all its units
+    int32_t unit_cost;    // in tokens, at least 1
+    int64_t cost;         // of all its units
+    int32_t dealt_units;  // that have found a worker
+    int64_t head_cost() const { return int64_t{unit_cost} * num_splits; }
   };
   // What is dealt of a seat's row. A seat is read and written at each step: half a cache line.
   struct alignas(32) Seat {
@@ -171,11 +173,16 @@ class AttentionPlanner {
   void deal_added();
   void begin_at(size_t row);
   void deal_class(size_t row_begin, size_t row_end);
+  void deal_splits(size_t begin);
+  bool deal_heads(Row& row, int64_t limit);
   void deal_by_length();
   void deal_in_order();
   void note_dealt(const Row& row);
   void add_pieces(int32_t worker, int32_t count);
-  int32_t units_of(const Row& row) const { return row.num_splits * geometry_.num_decode_heads; }
+  // What is still to be dealt.
+  int32_t units_of(const Row& row) const {
+    return row.num_splits * geometry_.num_decode_heads - row.dealt_units;
+  }
   int64_t row_cost(int32_t length, int32_t num_splits) const;
   int32_t kv_begin_of(int32_t kv_len) const {
     return geometry_.window > 0 && kv_len > geometry_.window ? kv_len - geometry_.window : 0;
@@ -203,15 +210,14 @@ class AttentionPlanner {
   std::vector<int64_t> load_;            // by worker, in tokens
   size_t stride_ = 8, most_pieces_ = 0;  // of a worker; 0: without a limit
   size_t num_dealt_ = 0;                 // rows,
-  size_t num_there_ = 0;                 // those of them that are in this step,
-  size_t num_changed_ = 0;               // and those dealt since everything was
+  size_t num_there_ = 0;                 // and those of them that are in this step
   int32_t num_pieces_ = 0, num_slots_ = 0;
   int32_t cursor_ = 0;        // the worker to be asked first for room
   int64_t dealt_excess_ = 0;  // when everything was dealt
 
   // Where dealing stands: a row of dealt_, its next unit, that unit's split, and the slots of the
   // head that the last piece cut.
-  std::vector<Row> rows_, dealt_;  // dealt_: longest splits first
+  std::vector<Row> rows_, dealt_;  // longest first; dealt_: those that are cut
   std::vector<Run> runs_, next_runs_;
   size_t at_row_ = 0;
   int32_t at_unit_ = 0, at_split_ = 0;
