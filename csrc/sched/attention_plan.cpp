@@ -91,26 +91,29 @@ AttentionPlanner::Change AttentionPlanner::survey(std::span<const int32_t> row_s
                                                   int32_t num_decode_rows) {
   ++step_;
   added_.clear();
-  num_there_ = 0;
+  const uint32_t step = step_;
+  const int32_t* const seat_of = row_seat.data();
+  const int32_t* const kv_len_of = row_kv_len.data();
+  size_t there = 0;
   int64_t tokens = 0, splits = 0, cost_of_added = 0;
   for (int32_t r = 0; r < num_decode_rows; ++r) {
-    const int32_t kv_len = row_kv_len[size_t(r)];
+    const int32_t kv_len = kv_len_of[r];
     if (kv_len <= 0) continue;
-    const int32_t seat_of_row = row_seat[size_t(r)];
-    check(seat_of_row >= 0, "attention plan: a row without a seat");
+    const int32_t seat_of_row = seat_of[r];
     if (size_t(seat_of_row) >= seats_.size()) {
+      check(seat_of_row >= 0, "attention plan: a row without a seat");
       seats_.resize(size_t(seat_of_row) + 1);
       places_.resize(seats_.size());
     }
     Seat& seat = seats_[size_t(seat_of_row)];
-    check(seat.there != step_, "attention plan: two decode rows of one seat");
-    seat.there = step_;
+    check(seat.there != step, "attention plan: two decode rows of one seat");
+    seat.there = step;
     const int32_t kv_begin = kv_begin_of(kv_len);
     places_[size_t(seat_of_row)] = {
         .row = r, .seat = seat_of_row, .kv_begin = kv_begin, .kv_len = kv_len};
     const int32_t length = kv_len - kv_begin / kDecodeTile * kDecodeTile;
     tokens += length;
-    num_there_ += seat.num_splits > 0;
+    there += seat.num_splits > 0;
     if (seat.from <= length && length <= seat.to) {
       splits += seat.num_splits;
       continue;
@@ -121,6 +124,7 @@ AttentionPlanner::Change AttentionPlanner::survey(std::span<const int32_t> row_s
     added_.push_back(row);
     cost_of_added += row.cost;
   }
+  num_there_ = there;
   total_ = (tokens + splits * kUnitOverhead) * geometry_.num_decode_heads;
   const size_t gone = num_dealt_ - num_there_;
   if (added_.empty() && gone == 0) return Change::none;

@@ -7,6 +7,34 @@
 
 namespace stoker {
 
+// A row of one token, but for its output rows and what is counted of it.
+inline void Scheduler::write_decode_row(Req& req, int32_t row, int32_t token, int32_t out) {
+  at_.row_seat[row] = req.seat;
+  at_.row_kv_len[row] = req.computed + 1 - planted(Bug::wrong_kv_len);
+  at_.token_ids[token] = req.last_token - (planted(Bug::wrong_seat_ref) && req.last_token < 0);
+  at_.positions[token] = req.computed;
+  at_.slots[token] =
+      (req.tail_block + 1) * block_size_ - req.tail_room + planted(Bug::slot_off_by_one);
+  for (GroupId g = 1; g < num_groups_; ++g) {
+    const int32_t size = config_.kv_groups[static_cast<size_t>(g)].block_size;
+    at_.slots[g * config_.max_num_batched_tokens + token] =
+        req.tables[static_cast<size_t>(g)][static_cast<size_t>(req.computed / size)] * size +
+        req.computed % size;
+  }
+  --req.tail_room;
+  ++req.computed;
+  ++req.decode_steps;
+  ++req.rows_in_flight;
+  req.last_step = next_batch_;
+  step_->records[static_cast<size_t>(row)] = {&req, req.epoch, req.computed, out,
+                                              1,    kNoScores, true,         false};
+  if (req.plain) {
+    ++req.known_ahead;
+    req.last_token = -1 - req.seat;
+  }
+  if (fair_) charge(req, 1);
+}
+
 // 1. Every running req that can decode gets its one token.
 void Scheduler::plan_decodes() {
   make_room_for_decodes();
@@ -57,34 +85,6 @@ void Scheduler::plan_decodes() {
   ledger_.rows -= row - begin;
   stats_.num_decode_rows = row;
   refresh_available();
-}
-
-// A row of one token, but for its output rows and what is counted of it.
-void Scheduler::write_decode_row(Req& req, int32_t row, int32_t token, int32_t out) {
-  at_.row_seat[row] = req.seat;
-  at_.row_kv_len[row] = req.computed + 1 - planted(Bug::wrong_kv_len);
-  at_.token_ids[token] = req.last_token - (planted(Bug::wrong_seat_ref) && req.last_token < 0);
-  at_.positions[token] = req.computed;
-  at_.slots[token] =
-      (req.tail_block + 1) * block_size_ - req.tail_room + planted(Bug::slot_off_by_one);
-  for (GroupId g = 1; g < num_groups_; ++g) {
-    const int32_t size = config_.kv_groups[static_cast<size_t>(g)].block_size;
-    at_.slots[g * config_.max_num_batched_tokens + token] =
-        req.tables[static_cast<size_t>(g)][static_cast<size_t>(req.computed / size)] * size +
-        req.computed % size;
-  }
-  --req.tail_room;
-  ++req.computed;
-  ++req.decode_steps;
-  ++req.rows_in_flight;
-  req.last_step = next_batch_;
-  step_->records[static_cast<size_t>(row)] = {&req, req.epoch, req.computed, out,
-                                              1,    kNoScores, true,         false};
-  if (req.plain) {
-    ++req.known_ahead;
-    req.last_token = -1 - req.seat;
-  }
-  if (fair_) charge(req, 1);
 }
 
 // The output rows of decode rows [begin, end), each of which samples one token; they were counted
