@@ -164,7 +164,8 @@ int32_t AttentionPlanner::write(DecodeWork* out, int32_t* work_indptr) const {
     __builtin_prefetch(out + w + kWriteAhead, 1);
     __builtin_prefetch(rest + kWriteAhead, 1);
     put(out + w, mine[0]);
-    // How many a worker has is anyone's guess: the first few are put without asking, and put over
+    if (count == 1) continue;
+    // How many more it has is anyone's guess: the first few are put without asking, and put over
     // where there are fewer.
     for (int32_t i = 0; i < kPutAnyway; ++i) put(rest + i, mine[i + 1]);
     for (int32_t i = kPutAnyway + 1; i < count; ++i) put(rest + i - 1, mine[i]);
