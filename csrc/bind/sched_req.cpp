@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <memory_resource>
 #include <optional>
 
 #include "base/check.h"
@@ -96,11 +97,18 @@ SamplingParams params_of(const py::handle& from) {
   return p;
 }
 
+// Reqs side by side: a scheduler walks over all that run, step after step. Never given back, as
+// Python may hold some to the very end.
+std::pmr::memory_resource* req_memory() {
+  static auto* const memory = new std::pmr::synchronized_pool_resource;
+  return memory;
+}
+
 ReqPtr make_req(std::string rid, const py::object& ids, const py::object& params, double priority,
                 std::string cache_salt, std::string tenant, double weight,
                 std::optional<TimeNs> deadline_ttft, std::optional<TimeNs> deadline_tpot,
                 bool drop_when_late, bool pool, int32_t grammar, bool grammar_ready) {
-  auto req = std::make_shared<Req>();
+  const ReqPtr req = std::allocate_shared<Req>(std::pmr::polymorphic_allocator<Req>(req_memory()));
   req->rid = std::move(rid);
   req->params = params_of(params);
   const int32_t most = req->params.max_tokens < 0 ? kReservedOutput : req->params.max_tokens;

@@ -16,8 +16,8 @@ namespace {
 constexpr int64_t kUnitOverhead = 12;
 
 // Everything is dealt anew when more than an eighth of the cost is new in one step, or of the rows
-// gone; or when the busiest worker has a twelfth more of an even share than it had then.
-constexpr int64_t kNewAtOnce = 8, kUneven = 12;
+// gone; or when the busiest worker has a tenth more of an even share than it had then.
+constexpr int64_t kNewAtOnce = 8, kUneven = 10;
 
 // Pieces that the list has room for besides one a row. A cut between two workers makes three more;
 // there are as many cuts as workers in each class of splits.
