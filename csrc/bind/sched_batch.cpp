@@ -4,6 +4,7 @@
 #include <array>
 
 #include "base/check.h"
+#include "bind/quick.h"
 #include "bind/sched.h"
 #include "sched/scheduler.h"
 
@@ -57,6 +58,10 @@ std::vector<ReqPtr> reqs_of(const BatchView& view) {
   return reqs;
 }
 
+py::object num_sampled_rows(const BatchView& b) {
+  return py::int_(b.buffer.header().num_sampled_rows);
+}
+
 }  // namespace
 
 py::array section_array(const BatchView& view, Section section) {
@@ -106,6 +111,7 @@ void register_sched_batch(py::module_& m) {
   py::class_<BatchView> batch(
       m, "ScheduleBatch",
       "The work of one step: views of the flat buffer, valid until it is used again.");
+  add_quick_property<BatchView, num_sampled_rows>(batch, "num_sampled_rows");
   batch
       .def_property_readonly("batch_id",
                              [](const BatchView& b) { return b.buffer.header().batch_id; })
@@ -120,8 +126,6 @@ void register_sched_batch(py::module_& m) {
                              [](const BatchView& b) { return b.buffer.header().num_decode_rows; })
       .def_property_readonly("num_outs",
                              [](const BatchView& b) { return b.buffer.header().num_outs; })
-      .def_property_readonly("num_sampled_rows",
-                             [](const BatchView& b) { return b.buffer.header().num_sampled_rows; })
       .def_property_readonly("num_partials",
                              [](const BatchView& b) { return b.buffer.header().num_partials; })
       .def_property_readonly("used_bytes",

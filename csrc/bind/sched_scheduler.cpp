@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "base/planted_bugs.h"
+#include "bind/quick.h"
 #include "bind/sched.h"
 #include "sched/scheduler.h"
 
@@ -114,7 +115,9 @@ class LibraryScheduler {
     return events_;
   }
 
-  static BatchId id_of(const py::handle& batch) {
+  BatchId id_of(const py::handle& batch) const {
+    for (size_t i = 0; i < views_.size(); ++i)
+      if (views_[i].is(batch)) return buffers_[i].header().batch_id;
     if (py::isinstance<py::int_>(batch)) return batch.cast<BatchId>();
     return batch.cast<const BatchView&>().buffer.header().batch_id;
   }
@@ -131,6 +134,24 @@ class LibraryScheduler {
   py::object events_;
   py::dtype token_dtype_ = py::dtype::of<Token>();
 };
+
+using S = LibraryScheduler;
+
+// The three calls of a step, as most programs make them.
+py::object quick_add(S& s, PyObject* const* arguments, Py_ssize_t count) {
+  static const PyObject* const req_type = py::type::of<Req>().ptr();
+  if (count != 1 || py::type::handle_of(arguments[0]).ptr() != req_type) return {};
+  auto made = reinterpret_cast<py::detail::instance*>(arguments[0])->get_value_and_holder();
+  if (!made.holder_constructed()) return {};
+  s.add(made.holder<ReqPtr>(), 0);
+  return py::none();
+}
+py::object quick_schedule(S& s, PyObject* const*, Py_ssize_t count) {
+  return count == 0 ? s.schedule(0) : py::object();
+}
+py::object quick_commit(S& s, PyObject* const* arguments, Py_ssize_t count) {
+  return count == 2 ? s.commit(arguments[0], arguments[1], 0) : py::object();
+}
 
 }  // namespace
 
@@ -163,10 +184,11 @@ void register_scheduler(py::module_& m) {
       .def("committed", &BlockPool::committed, py::arg("step"))
       .def("counts", &BlockPool::counts);
 
-  using S = LibraryScheduler;
   constexpr auto inner = py::return_value_policy::reference_internal;
-  py::class_<S>(m, "Scheduler",
-                "add(), schedule(), commit(); see csrc/sched/scheduler.h. One thread at a time.")
+  py::class_<S> scheduler(
+      m, "Scheduler",
+      "add(), schedule(), commit(); see csrc/sched/scheduler.h. One thread at a time.");
+  scheduler
       .def(py::init<const SchedulerConfig&, py::object>(), py::arg("config"), py::kw_only(),
            py::arg("key") = py::none(),
            "key: for schedule_policy='key', a function of a Req whose value orders the queue "
@@ -259,6 +281,9 @@ void register_scheduler(py::module_& m) {
       .def(
           "explain", [](S& s, const Req& req) { return s.core().explain(req); }, py::arg("req"))
       .def("check_integrity", [](S& s) { s.core().check_integrity(); });
+  QuickMethod<S, quick_add>::add(scheduler, "add");
+  QuickMethod<S, quick_schedule>::add(scheduler, "schedule");
+  QuickMethod<S, quick_commit>::add(scheduler, "commit");
 
   py::class_<ReplayReport>(m, "ReplayReport", "What running an event log again showed.")
       .def_readonly("num_events", &ReplayReport::num_events)

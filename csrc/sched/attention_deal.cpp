@@ -213,14 +213,18 @@ void AttentionPlanner::deal_by_length() {
 // Deals everything anew.
 void AttentionPlanner::deal_all(std::span<const int32_t> row_seat,
                                 std::span<const int32_t> row_kv_len, int32_t num_decode_rows) {
-  rows_.clear();
+  // Longest first; sorted by what fits a word, as a step waits for it.
+  keys_.clear();
   for (int32_t r = 0; r < num_decode_rows; ++r) {
-    const int32_t kv_len = row_kv_len[size_t(r)];
-    if (kv_len > 0) rows_.push_back(row_of(row_seat[size_t(r)], kv_len));
+    if (const int32_t kv_len = row_kv_len[size_t(r)]; kv_len > 0)
+      keys_.push_back(uint64_t(~uint32_t(length_of(kv_len))) << 32 | uint32_t(row_seat[size_t(r)]));
   }
-  std::sort(rows_.begin(), rows_.end(), [](const Row& a, const Row& b) {
-    return a.length != b.length ? a.length > b.length : a.seat < b.seat;
-  });
+  std::sort(keys_.begin(), keys_.end());
+  rows_.clear();
+  for (const uint64_t key : keys_) {
+    const auto seat = int32_t(key & 0xffffffff);
+    rows_.push_back(row_of(seat, places_[size_t(seat)].kv_len));
+  }
   forget_pieces();
   if (!rows_.empty()) deal_by_length();
   if (!fits(num_decode_rows)) {  // too many cuts: one run of units for each worker has few

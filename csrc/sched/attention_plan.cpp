@@ -53,6 +53,7 @@ void AttentionPlanner::reserve(int32_t max_rows) {
   places_.resize(seats_.size());
   for (auto* list : {&added_, &rows_, &dealt_}) list->reserve(rows);
   order_.reserve(rows);
+  keys_.reserve(rows);
   runs_.reserve(workers);
   next_runs_.reserve(workers);
 }
@@ -73,7 +74,7 @@ int64_t AttentionPlanner::row_cost(int32_t length, int32_t num_splits) const {
 }
 
 AttentionPlanner::Row AttentionPlanner::row_of(int32_t seat, int32_t kv_len) const {
-  const int32_t length = kv_len - kv_begin_of(kv_len) / kDecodeTile * kDecodeTile;
+  const int32_t length = length_of(kv_len);
   const int32_t shift = decode_split_shift(length, geometry_.num_decode_heads);
   const int32_t splits = (length + (1 << shift) - 1) >> shift;
   return {.seat = seat,

@@ -187,6 +187,10 @@ class AttentionPlanner {
   int32_t kv_begin_of(int32_t kv_len) const {
     return geometry_.window > 0 && kv_len > geometry_.window ? kv_len - geometry_.window : 0;
   }
+  // Tokens that are read of a row, from the tile in which its window begins.
+  int32_t length_of(int32_t kv_len) const {
+    return kv_len - kv_begin_of(kv_len) / kDecodeTile * kDecodeTile;
+  }
 
   // attention_plan_prefill.cpp
   void survey_chunks(std::span<const int32_t> row_indptr, std::span<const int32_t> row_kv_len,
@@ -217,6 +221,7 @@ class AttentionPlanner {
 
   // Where dealing stands: a row of dealt_, its next unit, that unit's split, and the slots of the
   // head that the last piece cut.
+  std::vector<uint64_t> keys_;     // of rows_: length, backwards, and seat
   std::vector<Row> rows_, dealt_;  // longest first; dealt_: those that are cut
   std::vector<Run> runs_, next_runs_;
   size_t at_row_ = 0;
