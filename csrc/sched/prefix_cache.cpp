@@ -264,28 +264,29 @@ void PrefixCache::drop(EntryId e) {
   __builtin_prefetch(tokens_of(e), 1);  // it is the next to be taken
 }
 
-void PrefixCache::remove(EntryId e) {
+EntryId PrefixCache::remove(EntryId e) {
   check(entries_[static_cast<size_t>(e)].children == 0, "only leaves leave the prefix cache");
   const EntryId up = entries_[static_cast<size_t>(e)].parent;
   drop(e);
-  drop_childless_up(up);
+  return drop_childless_up(up);
 }
 
 // An entry without children and blocks is of no use; neither is a root without children and users.
-void PrefixCache::drop_childless_up(EntryId e) {
+EntryId PrefixCache::drop_childless_up(EntryId e) {
   while (e != kNoEntry && entries_[static_cast<size_t>(e)].children == 0) {
     const Entry& entry = entries_[static_cast<size_t>(e)];
     if (entry.root) {
       if (roots_by_entry_[e].users == 0) drop(e);
-      return;
+      return kNoEntry;
     }
     for (GroupId g = 0; g < num_groups_; ++g) {
-      if (blocks_[at(e, g)] != kNullBlock) return;
+      if (blocks_[at(e, g)] != kNullBlock) return e;
     }
     const EntryId up = entry.parent;
     drop(e);
     e = up;
   }
+  return e;
 }
 
 void PrefixCache::mark(std::span<const EntryId> roots) {
@@ -316,9 +317,8 @@ void PrefixCache::withdraw_marked() {
     const EntryId e = leaves.back();
     leaves.pop_back();
     if (!entries_[static_cast<size_t>(e)].live) continue;
-    const EntryId up = entries_[static_cast<size_t>(e)].parent;
-    remove(e);
-    if (live(up) && marked(up) && entries_[static_cast<size_t>(up)].children == 0)
+    const EntryId up = remove(e);
+    if (up != kNoEntry && marked(up) && entries_[static_cast<size_t>(up)].children == 0)
       leaves.push_back(up);
   }
 }

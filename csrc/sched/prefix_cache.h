@@ -68,8 +68,9 @@ class PrefixCache {
   // are withdrawn if that fails.
   EntryId insert(EntryId parent, const Token* tokens, int32_t count,
                  const PerGroup<const BlockId*>& blocks, BatchId pending, double priority);
-  // Takes an entry without children out of the tree: its blocks are forgotten.
-  void remove(EntryId e);
+  // Takes an entry without children out of the tree, and who is of no use above it: its blocks are
+  // forgotten. Returns the first above that stays, or none.
+  EntryId remove(EntryId e);
   // The entry was matched, or published, for a req of this priority: what the eviction strategy
   // wants to know.
   void touch(EntryId e, bool hit, double priority) {
@@ -129,7 +130,7 @@ class PrefixCache {
   void weigh(EntryId e, bool hit, double priority);
   EntryId new_entry();
   void drop(EntryId e);
-  void drop_childless_up(EntryId e);
+  EntryId drop_childless_up(EntryId e);
   void table_add(EntryId e);
   void table_remove(EntryId e);
   void grow(size_t entries);
