@@ -112,7 +112,7 @@ AttentionPlanner::Change AttentionPlanner::survey(std::span<const int32_t> row_s
     const int32_t kv_begin = kv_begin_of(kv_len);
     places_[size_t(seat_of_row)] = {
         .row = r, .seat = seat_of_row, .kv_begin = kv_begin, .kv_len = kv_len};
-    const int32_t length = kv_len - kv_begin / kDecodeTile * kDecodeTile;
+    const int32_t length = length_of(kv_len);
     tokens += length;
     there += seat.num_splits > 0;
     if (seat.from <= length && length <= seat.to) {

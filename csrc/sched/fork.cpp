@@ -79,9 +79,9 @@ bool Scheduler::can_fork(const Req& sibling, const Req& leader) const {
     if (pools_[static_cast<size_t>(g)].num_available() < partial_blocks(leader, g)) return false;
     changes += static_cast<int64_t>(leader.tables[static_cast<size_t>(g)].size());
   }
-  return sibling.grammar_ready &&
-         at_.outs<ledger_.outs&& static_cast<int32_t>(free_seats_.size() -
-                                                      arriving_.size())> reserved_seats_ &&
+  const auto free_seats = static_cast<int32_t>(free_seats_.size() - arriving_.size());
+  const bool has_room = at_.outs < ledger_.outs && free_seats > reserved_seats_;
+  return sibling.grammar_ready && has_room &&
          at_.table_changes + changes <= ledger_.table_changes &&
          at_.seat_words + seat_words(sibling, config_.eos_token_ids.size()) <= ledger_.seat_words;
 }

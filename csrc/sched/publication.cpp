@@ -126,30 +126,23 @@ void Scheduler::withdraw(std::span<const EntryId> roots) {
   for (Req* const req : misled) redo(*req);
 }
 
-// Whether what a req has computed stands on marked entries. A req without tables, or whose window
-// has left blocks behind, is judged by its tokens: what it read is still in the tree, under the
-// same path.
+// Whether what a req has computed stands on marked entries. A req without tables is judged by its
+// tokens: what it read is still in the tree, under the same path.
 bool Scheduler::builds_on_marked(const Req& req) const {
-  const bool running = req.state == ReqState::running;
-  int32_t end = req.known() / block_size_;
-  if (running) {
-    end = req.published;
+  if (req.state == ReqState::running) {  // the last block of a table never leaves with a window
     const auto& table = req.tables[0];
-    bool holes = false;
-    for (int32_t i = 0; i < end; ++i) {
+    for (int32_t i = 0; i < req.published; ++i) {
       const BlockId block = table[static_cast<size_t>(i)];
-      holes = holes || block == kNullBlock;
       if (block == kNullBlock) continue;
       const EntryId e = pools_[0].entry(block);
       if (e != kNoEntry && prefix_->marked(e)) return true;
     }
-    if (!holes) return false;
+    return false;
   }
   const bool swapped = req.swapped_out() || req.state == ReqState::swapping_in;
-  if ((!running && req.rows_in_flight == 0 && !swapped) || planted(Bug::retracted_misled))
-    return false;
+  if ((req.rows_in_flight == 0 && !swapped) || planted(Bug::retracted_misled)) return false;
   EntryId at = req.prefix_root;
-  for (int32_t i = 0; i < end; ++i) {
+  for (int32_t i = 0; (i + 1) * block_size_ <= req.known(); ++i) {
     at = prefix_->find(
         at, req.tokens.data() + static_cast<size_t>(i) * static_cast<size_t>(block_size_));
     if (at == kNoEntry) return false;
