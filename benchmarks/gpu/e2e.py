@@ -165,7 +165,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """What `Runner` reads."""
     parser.add_argument("--model", default="qwen3-0.6b")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--max-num-seqs", type=int, default=256)
+    parser.add_argument("--max-num-seqs", type=int, default=None)
     parser.add_argument("--num-kv-blocks", type=int, default=None)
     parser.add_argument("--swap-space", type=float, default=0.0)
     parser.add_argument("--admission", default="learned")

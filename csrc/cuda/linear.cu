@@ -3,6 +3,7 @@
 #include "cuda/linear.h"
 
 #include "cuda/common.cuh"
+#include "cuda/linear_gated.h"
 #include "cuda/linear_kernel.cuh"
 #include "cuda/linear_run.h"
 #include "cuda/linear_wgmma.h"
@@ -53,6 +54,23 @@ Cut best_cut(int rows, const Weights& w, const Device& device) {
   return cut;
 }
 
+// For many rows of a gated layer: the width with the least work for the busiest multiprocessor,
+// where a tile costs about 16 weight rows beside its own. Sharing x pays where it is more than the
+// weights, and the layer long enough to lose the blocks' waiting for each other in it.
+linear_gated::Cut gated_cut(int rows, const LinearParams& p, const Device& device) {
+  linear_gated::Cut best{.width = 0, .share = rows > 128 && p.columns >= 2048 ? 2 : 1};
+  int least = 0;
+  for (const int width : linear_gated::kWidths) {
+    const int tiles = (2 * p.features + width - 1) / width;
+    const int rounds = (tiles + device.multiprocessors - 1) / device.multiprocessors;
+    const int cost = rounds * (width + 16);
+    if (rows > linear_gated::most_rows(width) || (best.width != 0 && cost >= least)) continue;
+    least = cost;
+    best.width = width;
+  }
+  return best;
+}
+
 cudaError_t this_device(Device& device);
 
 cudaError_t stream_weights(const LinearParams& p, const LaunchOptions& how, bool* fits) {
@@ -77,12 +95,23 @@ cudaError_t stream_weights(const LinearParams& p, const LaunchOptions& how, bool
   while (done < p.rows) {
     int rows = int(p.rows - done < kMaxRows ? p.rows - done : kMaxRows);
     if (wgmma && rows > kFewRows) {
+      const bool gated =
+          p.gated && p.rows - done > kMaxRows && aligned(p.out) && p.out_stride % 8 == 0;
+      if (gated)
+        rows =
+            int(p.rows - done < linear_gated::kMostRows ? p.rows - done : linear_gated::kMostRows);
       LinearParams part = p;
       part.rows = rows;
       part.x = static_cast<const char*>(p.x) + done * p.x_stride * 2;
       part.out = static_cast<char*>(p.out) + done * p.out_stride * 2;
-      status = p.type == Type::bfloat16 ? linear_wgmma::run_bf16(part, how)
-                                        : linear_wgmma::run_fp16(part, how);
+      const bool bf16 = p.type == Type::bfloat16;
+      if (gated) {
+        const auto cut = gated_cut(rows, p, device);
+        status =
+            bf16 ? linear_gated::run_bf16(part, how, cut) : linear_gated::run_fp16(part, how, cut);
+      } else {
+        status = bf16 ? linear_wgmma::run_bf16(part, how) : linear_wgmma::run_fp16(part, how);
+      }
       if (status != cudaSuccess) return status;
       *fits = true;
       done += rows;

@@ -13,6 +13,7 @@
 
 #include "cuda/common.cuh"
 #include "cuda/linear.h"
+#include "cuda/linear_launch.cuh"
 
 namespace stoker::cuda::linear_rows {
 
@@ -340,30 +341,15 @@ cudaError_t run_tiles(const KernelParams& p, Launch where) {
   int& clusters = clusters_of[p.weights.slices];
   if (known_device != device || clusters == 0) {
     int most = 0;
-    status = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-    if (status == cudaSuccess)
-      status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+    status = allow_all_shared_memory(kernel, device, &most);
     if (status != cudaSuccess) return status;
     if (known_device != device)
       for (int& count : clusters_of) count = 0;
-    if (p.weights.slices == 1) {
-      status = cudaDeviceGetAttribute(&clusters, cudaDevAttrMultiProcessorCount, device);
-    } else {
-      cudaLaunchAttribute attribute = {};
-      attribute.id = cudaLaunchAttributeClusterDimension;
-      attribute.val.clusterDim.x = unsigned(p.weights.slices);
-      attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-      cudaLaunchConfig_t config = {};
-      config.gridDim = dim3(unsigned(p.weights.slices));
-      config.blockDim = dim3(kThreads);
-      config.dynamicSmemBytes = size_t(most);
-      config.attrs = &attribute;
-      config.numAttrs = 1;
-      status = cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
-    }
+    status = p.weights.slices == 1
+                 ? cudaDeviceGetAttribute(&clusters, cudaDevAttrMultiProcessorCount, device)
+                 : clusters_at_once(kernel, p.weights.slices, kThreads, most, &clusters);
     if (status != cudaSuccess) return status;
     known_device = device;
-    if (clusters < 1) clusters = 1;
   }
   const Weights& w = p.weights;
   where.grid = dim3(unsigned(w.slices * (w.units < clusters ? w.units : clusters)));

@@ -18,6 +18,7 @@
 #include "cuda/common.cuh"
 #include "cuda/linear.h"
 #include "cuda/wgmma.cuh"
+#include "cuda/wgmma_products.cuh"
 
 namespace stoker::cuda::linear_wgmma {
 
@@ -48,44 +49,6 @@ struct Layout {
     return stages * kWeightBytes + x_slots * kXBytes + buffers * kSumBytes + kBarrierBytes + 1024;
   }
 };
-
-template <typename T, int kRows>
-struct Product;  // D[64, kRows] (+)= weights[64, 16] x[kRows, 16]', both in shared memory
-
-#define STOKER_REGISTERS_16(d, i)                                                             \
-  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
-      "+f"(d[i + 6]), "+f"(d[i + 7]), "+f"(d[i + 8]), "+f"(d[i + 9]), "+f"(d[i + 10]),        \
-      "+f"(d[i + 11]), "+f"(d[i + 12]), "+f"(d[i + 13]), "+f"(d[i + 14]), "+f"(d[i + 15])
-#define STOKER_PRODUCTS(T, name)                                                              \
-  template <>                                                                                 \
-  struct Product<T, 32> {                                                                     \
-    static __device__ __forceinline__ void add(float (&d)[16], uint64_t a, uint64_t b) {      \
-      asm volatile(                                                                           \
-          "{\n.reg .pred p;\nsetp.eq.u32 p, 0, 0;\n"                                          \
-          "wgmma.mma_async.sync.aligned.m64n32k16.f32." name "." name                         \
-          " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "         \
-          "%16, %17, p, 1, 1, 0, 0;\n}\n"                                                     \
-          : STOKER_REGISTERS_16(d, 0)                                                         \
-          : "l"(a), "l"(b));                                                                  \
-    }                                                                                         \
-  };                                                                                          \
-  template <>                                                                                 \
-  struct Product<T, 64> {                                                                     \
-    static __device__ __forceinline__ void add(float (&d)[32], uint64_t a, uint64_t b) {      \
-      asm volatile(                                                                           \
-          "{\n.reg .pred p;\nsetp.eq.u32 p, 0, 0;\n"                                          \
-          "wgmma.mma_async.sync.aligned.m64n64k16.f32." name "." name                         \
-          " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "          \
-          "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, " \
-          "%32, %33, p, 1, 1, 0, 0;\n}\n"                                                     \
-          : STOKER_REGISTERS_16(d, 0), STOKER_REGISTERS_16(d, 16)                             \
-          : "l"(a), "l"(b));                                                                  \
-    }                                                                                         \
-  };
-STOKER_PRODUCTS(__nv_bfloat16, "bf16")
-STOKER_PRODUCTS(__half, "f16")
-#undef STOKER_PRODUCTS
-#undef STOKER_REGISTERS_16
 
 // Where this block stands in its cluster, and what lies where in its shared memory.
 template <int kRows, int kSlices>
@@ -187,8 +150,8 @@ struct Multiplier {
       ptx::wgmma_fence();
 #pragma unroll
       for (int step = 0; step < kChunk / 16; ++step)
-        Product<T, kRows>::add(sum[step % 2], ptx::swizzled_tile(a + step * 32, 0),
-                               ptx::swizzled_tile(b + step * 32, 0));
+        ptx::Product<T, kRows>::add(sum[step % 2], ptx::swizzled_tile(a + step * 32, 0),
+                                    ptx::swizzled_tile(b + step * 32, 0));
       ptx::wgmma_commit();
       ptx::wgmma_wait<1>();
       release(last);
@@ -308,7 +271,7 @@ __global__ void __launch_bounds__(kConsumers + kWarp, 1)
   if (threadIdx.x == 0) at.init_barriers(p);
   __syncthreads();
   // The others' barriers must stand before anything is sent.
-  if (kSlices > 1) ptx::cluster_arrive();
+  if (kSlices > 1) ptx::cluster_arrive_relaxed();
   ptx::grid_dependency_launch();  // what runs before the wait reads weights only
   if (threadIdx.x >= kConsumers) {
     if (threadIdx.x == kConsumers) bring(p, at);

@@ -1,9 +1,9 @@
 // Cuts a product for the Hopper linear kernel and launches it.
 #pragma once
 
+#include "cuda/linear_launch.cuh"
 #include "cuda/linear_wgmma.cuh"
 #include "cuda/linear_wgmma.h"
-#include "cuda/tensor_map.h"
 
 namespace stoker::cuda::linear_wgmma {
 
@@ -40,49 +40,19 @@ struct Device {
   int id = -1, clusters = 0, shared_bytes = 0;
 };
 
-// Clusters that the device runs at once with a block a multiprocessor; asked for once a thread.
+// Asked for once a thread.
 template <typename T, int kRows, int kSlices>
 cudaError_t ask(Device& device) {
   int id = 0;
   cudaError_t status = cudaGetDevice(&id);
   if (status != cudaSuccess || id == device.id) return status;
   const auto kernel = linear_wgmma_kernel<T, kRows, kSlices>;
-  status =
-      cudaDeviceGetAttribute(&device.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, id);
+  status = allow_all_shared_memory(kernel, id, &device.shared_bytes);
   if (status == cudaSuccess)
-    status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  device.shared_bytes);
-  if (status != cudaSuccess) return status;
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = kSlices;
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(kSlices);
-  config.blockDim = dim3(kConsumers + kWarp);
-  config.dynamicSmemBytes = size_t(device.shared_bytes);
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  status = cudaOccupancyMaxActiveClusters(&device.clusters, kernel, &config);
-  if (status == cudaSuccess && device.clusters < 1) device.clusters = 1;
+    status = clusters_at_once(kernel, kSlices, kConsumers + kWarp, device.shared_bytes,
+                              &device.clusters);
   if (status == cudaSuccess) device.id = id;
   return status;
-}
-
-inline cudaError_t encode(Params& kernel, const LinearParams& p, int rows_of_box) {
-  const auto columns = cuuint64_t(p.columns), stride = cuuint64_t(p.weight_stride) * 2;
-  const auto features = cuuint64_t(p.features);
-  const cuuint32_t parts = p.gated ? 2 : 1;
-  const cudaError_t status = encode_tensor_map(kernel.weights, p.weight, p.type,
-                                               {{columns, 8, parts, features / 8},
-                                                {stride, stride * features, stride * 8},
-                                                {kChunk, 8, parts, kTile / 8 / parts}});
-  if (status != cudaSuccess) return status;
-  const auto rows = cuuint64_t(p.rows), x_stride = cuuint64_t(p.x_stride) * 2;
-  return encode_tensor_map(kernel.x, p.x, p.type,
-                           {{columns, rows, 1, 1},
-                            {x_stride, x_stride * rows, x_stride * rows},
-                            {kChunk, cuuint32_t(rows_of_box), 1, 1}});
 }
 
 template <typename T, int kRows>
@@ -109,7 +79,8 @@ cudaError_t run_rows(const LinearParams& p, const LaunchOptions& how) {
                 .x_slots = best.x_slots,
                 .buffers = best.buffers,
                 .resident = best.resident};
-  if ((status = encode(kernel, p, kRows)) != cudaSuccess) return status;
+  status = encode_product(kernel.weights, kernel.x, p, kChunk, kTile, kRows);
+  if (status != cudaSuccess) return status;
   const Launch where{.grid = dim3(unsigned(best.clusters * best.slices)),
                      .block = dim3(kConsumers + kWarp),
                      .shared_bytes = size_t(devices[0].shared_bytes),

@@ -28,9 +28,18 @@ def config(**options: Any) -> EngineConfig:
 
 
 def test_a_step_has_room_for_every_running_request() -> None:
-    assert StepSizes.settle(config(max_num_seqs=700), on_gpu=False).max_num_batched_tokens == 700
+    assert StepSizes.settle(config(max_num_seqs=700), None).max_num_batched_tokens == 700
     with pytest.raises(ValueError, match=r"max_num_batched_tokens=8: must be at least max_num_seqs \(16\)"):
-        StepSizes.settle(config(max_num_seqs=16, max_num_batched_tokens=8), on_gpu=False)
+        StepSizes.settle(config(max_num_seqs=16, max_num_batched_tokens=8), None)
+
+
+@pytest.mark.parametrize(
+    ("gpu_bytes", "sizes"), [(None, (64, 512)), (40 << 30, (256, 8192)), (80 * 10**9, (1024, 8192))]
+)
+def test_how_many_run_at_once_follows_the_device(gpu_bytes: int | None, sizes: tuple[int, int]) -> None:
+    """And only where it was not asked for."""
+    assert StepSizes.settle(config(), gpu_bytes) == StepSizes(*sizes)
+    assert StepSizes.settle(config(max_num_seqs=7), gpu_bytes).max_num_seqs == 7
 
 
 def test_lengths_stay_within_the_model_and_the_pool(folder: Path) -> None:

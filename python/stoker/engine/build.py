@@ -64,7 +64,9 @@ def build(config: EngineConfig) -> Parts:
     device = choose_device(config.device)
     on_gpu = device.type == "cuda"
     dtype: torch.dtype = getattr(torch, model_config.torch_dtype if config.dtype == "auto" else config.dtype)
-    sizes = StepSizes.settle(config, on_gpu)
+    sizes = StepSizes.settle(
+        config, torch.cuda.get_device_properties(device).total_memory if on_gpu else None
+    )
     longest = model_len(config, model_config)
     kv_dtype = dtype if config.kv_cache_dtype == "auto" else torch.float8_e4m3fn
     group = kv_groups(model_config, config.block_size, kv_dtype)[0]

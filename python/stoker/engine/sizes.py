@@ -11,6 +11,7 @@ from stoker.model_config import ModelConfig
 
 _CPU_SEQS, _CPU_TOKENS = 64, 512
 _GPU_SEQS, _GPU_TOKENS = 256, 8192
+_LARGE_GPU_SEQS, _LARGE_GPU_BYTES = 1024, 70 << 30  # as vLLM: an A100 or H100 of 80 GB and what came after
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +22,16 @@ class StepSizes:
     max_num_batched_tokens: int
 
     @classmethod
-    def settle(cls, config: EngineConfig, on_gpu: bool) -> StepSizes:
-        """Defaults filled in; a step must have room for a token of every running request."""
-        seqs = config.max_num_seqs or (_GPU_SEQS if on_gpu else _CPU_SEQS)
-        tokens = config.max_num_batched_tokens or max(_GPU_TOKENS if on_gpu else _CPU_TOKENS, seqs)
+    def settle(cls, config: EngineConfig, gpu_bytes: int | None) -> StepSizes:
+        """Defaults filled in; a step must have room for a token of every running request. gpu_bytes: the GPU's memory, None
+        on a CPU.
+        """
+        seqs, tokens = _CPU_SEQS, _CPU_TOKENS
+        if gpu_bytes is not None:
+            seqs = _GPU_SEQS if gpu_bytes < _LARGE_GPU_BYTES else _LARGE_GPU_SEQS
+            tokens = _GPU_TOKENS
+        seqs = config.max_num_seqs or seqs
+        tokens = config.max_num_batched_tokens or max(tokens, seqs)
         if tokens < seqs:
             raise ValueError(
                 f"max_num_batched_tokens={tokens}: must be at least max_num_seqs ({seqs}), so that every "
