@@ -52,11 +52,11 @@ section_sanitize() {
     grep -h -E "ERROR SUMMARY|RACECHECK SUMMARY|passed|failed" "$out/$2_$1.log" | sed "s/^/$2 $1: /"
   }
   local jobs=()
-  check linear memcheck 150 tests/gpu/test_linear.py -k "(dtype2 and (shape0 or shape3 or shape6)) or fp8" & jobs+=($!)
+  check linear memcheck 150 tests/gpu/test_linear.py -k "(dtype2 and (shape0 or shape3 or shape6)) or fp8 or 16-2048-dtype2 or 10560-136-dtype2" & jobs+=($!)
   check decode memcheck 150 tests/gpu/test_decode_attention.py -k "reference and 128 or fp8 or window or plain or 20000" & jobs+=($!)
   check prefill memcheck 150 tests/gpu/test_prefill_attention.py -k "reference and 128 or fp8 or mixed" & jobs+=($!)
   check small memcheck 150 tests/gpu/test_elementwise.py tests/gpu/test_sample.py -k "not 151936" & jobs+=($!)
-  check linear racecheck 150 tests/gpu/test_linear.py -k "dtype2 and shape3 or 13-shape7-dtype2" & jobs+=($!)
+  check linear racecheck 150 tests/gpu/test_linear.py -k "dtype2 and shape3 or 13-shape7-dtype2 or 16-2048-dtype2 or 3072-136-dtype2" & jobs+=($!)
   check decode racecheck 150 tests/gpu/test_decode_attention.py -k "reference and 128 and 4" & jobs+=($!)
   check prefill racecheck 150 tests/gpu/test_prefill_attention.py -k race & jobs+=($!)
   check sample racecheck 200 tests/gpu/test_sample.py -k "bad_rows or next_to_none or (masks and 0) or (same_tokens and 0-7)" & jobs+=($!)

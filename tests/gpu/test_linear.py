@@ -71,7 +71,7 @@ def test_silu_and_mul_of_both_products(dtype: torch.dtype, shape: tuple[int, int
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("columns", [136, 2048])
-@pytest.mark.parametrize("features", [8, 3072, 4224, 5280, 6336, 7392, 8448, 10560, 12672, 14784])
+@pytest.mark.parametrize("features", [16, 3072, 4224, 5280, 6336, 7392, 8448, 10560, 12672, 14784])
 def test_silu_and_mul_of_many_rows(dtype: torch.dtype, columns: int, features: int) -> None:
     """Each width of the tiles that 132 multiprocessors make the best, alone and sharing x; more rows than one launch takes;
     a row's bits do not depend on how many there are, nor on NaN rows beside it.
@@ -87,13 +87,15 @@ def test_silu_and_mul_of_many_rows(dtype: torch.dtype, columns: int, features: i
         out, wide = poisoned(rows + 1, features, dtype)
         ops.linear(out[:rows], x[:rows], weight, silu_and_mul=True)
         assert error(out[:rows], want[:rows]) < 2 * LIMIT[dtype], rows
-        assert wide[:, features:].isnan().all() and out[rows].isnan().all()
+        assert wide[:, features:].isnan().all()
+        assert out[rows].isnan().all()
         if dtype != torch.float32:
             assert torch.equal(out[: min(rows, 256)], whole[:rows])
     x[70] = float("nan")
     out, _ = poisoned(100, features, dtype)
     ops.linear(out, x[:100], weight, silu_and_mul=True)
-    assert error(out[:70], want[:70]) < 2 * LIMIT[dtype] and out[70].isnan().all()
+    assert out[70].isnan().all()
+    assert error(out[:70], want[:70]) < 2 * LIMIT[dtype]
     assert error(out[71:], want[71:100]) < 2 * LIMIT[dtype]
 
 
