@@ -175,8 +175,10 @@ struct Writer {
     pair = lane % 4;
   }
   // The two features of sixteen `i` in row `row` + 8 `half`. As two ops do it: the product is
-  // rounded before the activation.
+  // rounded before the activation. Rows that are not there are zeros, and a division of zero takes
+  // ten times as long.
   __device__ __forceinline__ uint32_t activated(int i, int half) const {
+    if (row + 8 * half >= op.rows) return 0;
     Vec<T, 2> two;
 #pragma unroll
     for (int j = 0; j < 2; ++j) {

@@ -71,9 +71,10 @@ def few_rows(dtype: torch.dtype, device_type: str, features: int, columns: int, 
             return 0
         if torch.cuda.get_device_capability() != (9, 0) or columns > 8192:
             return 16
+        small = features * columns <= 8 << 20
         if gated:
-            return 256
-        return 64 if features * columns <= 8 << 20 else 32
+            return 256 if small else 64
+        return 64 if small else 32
     if device_type != "cpu" or not _torch_says("_is_avx2_supported"):
         return 0
     if dtype == torch.float32:
