@@ -118,7 +118,7 @@ EDITS = [
     Edit("swap: auto takes the dearer way", "swap.cpp", "2 * bytes * ns_per_byte_ <", "2 * bytes * ns_per_byte_ >"),
     Edit("swap: no limit of the host pool", "swap.cpp", "    if (mine > host_pools_[i].num_free()) return false;\n", ""),
     Edit("swap: copies wait for no step", "swap.cpp", "host[k], written_by);", "host[k], 0);"),
-    Edit("swap: who comes back cannot turn round", "preemption.cpp", "  if (req.state == ReqState::swapping_in) return turn_back(req);", "  if (req.state == ReqState::swapping_in) { note_preempted(req); return lose_swap(req); }"),
+    Edit("swap: who comes back cannot turn round", "preemption.cpp", "  if (req.state == ReqState::swapping_in) return turn_back(req);", "  if (req.state == ReqState::swapping_in) { note_preempted(req, PreemptionKind::retract); return lose_swap(req); }"),
     Edit("swap: a lost head goes unseen", "swap.cpp", "  return req.swap_from > 0 &&", "  return false && req.swap_from > 0 &&"),
     Edit("swap: shared blocks are copied too", "swap.cpp", "  if (!prefix_ || any_window_) return 0;\n", "  return 0;\n"),
     Edit("n > 1: each computes the prompt", "fork.cpp", "  const int32_t n = req.params.n;\n", "  const int32_t n = req.params.n;\n  if (n > 1) return false;\n"),
@@ -127,7 +127,7 @@ EDITS = [
     Edit("n > 1: each asks for the prompt's logprobs again", "fork.cpp", "  if (req.params.prompt_logprobs >= 0) req.next_score = req.prompt_len;\n", ""),
     Edit("n > 1: no seats kept for the siblings", "fork.cpp", "  reserved_seats_ += sign * num_siblings(leader);\n", "  (void)sign;\n"),
     Edit("replayable: handles are given anew untold", "scheduler.cpp", "  if (log_ != nullptr && !ended_.empty()) log_->take_events();\n", ""),
-    Edit("prompt logprobs: what was discarded is never scored", "commit.cpp", "    req.next_score = std::min(req.next_score, row.first_score);\n", "    "),
+    Edit("prompt logprobs: what was discarded is never scored", "publication.cpp", "  req.next_score = std::min(req.next_score, req.scored);\n", "  "),
     Edit("n > 1: no blocks kept for the siblings", "admit.cpp", " +\n                        (family - 1) * partial_blocks(req, g);", ";"),
 ]  # fmt: skip
 

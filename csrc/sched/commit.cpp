@@ -162,11 +162,8 @@ void Scheduler::commit_row(StepRecord& step, const RowRecord& row, const ResultV
                            int32_t sampled) {
   Req& req = *row.req;
   --req.rows_in_flight;
-  // Ended, or discarded, while the row was in flight: thrown away, and its scores asked for again.
-  if (row.epoch != req.epoch) {
-    req.next_score = std::min(req.next_score, row.first_score);
-    if (!planted(Bug::extra_row_kept) || !req.finished()) return;
-  }
+  // Ended, or discarded, while the row was in flight: thrown away.
+  if (row.epoch != req.epoch && (!planted(Bug::extra_row_kept) || !req.finished())) return;
   // The leader has ended before its last scores were told, so nobody has them.
   if (row.forks && req.scored < req.prompt_len) return redo(req);
   const int32_t last = row.out_begin + row.num_outs - 1;
@@ -363,7 +360,6 @@ void Scheduler::fail_step(StepRecord& step, const std::string& why, bool fatal) 
   events_.message = why;
   for (const RowRecord& row : step.rows()) {
     --row.req->rows_in_flight;
-    row.req->next_score = std::min(row.req->next_score, row.first_score);
     if (row.epoch == row.req->epoch && !row.req->finished())
       finish(*row.req, FinishReason::error, why);
   }
