@@ -15,11 +15,10 @@ from stoker.sim.fit import device_times, fit
 from stoker.sim.run import finish, prepare
 from stoker.viz.trace import Trace
 
-# Decode steps of this engine on one H200 on 2026-11-22 (workload D: prompts of 512 and 129 new tokens), ms. Up to 16 rows it has
-# become faster since: benchmarks/results/gpu_e2e.md.
+# Decode steps of this engine on one H200 (workload D: prompts of 512 and 129 new tokens), ms: benchmarks/results/gpu_e2e.md.
 MEASURED = {
-    "qwen3-0.6b": {1: 1.31, 8: 1.44, 32: 1.93, 64: 2.45, 128: 3.48, 256: 5.79},
-    "llama-3.1-8b": {1: 4.72, 8: 4.88, 32: 5.49, 64: 6.16, 128: 7.91, 256: 12.32},
+    "qwen3-0.6b": {1: 0.827, 8: 0.983, 32: 1.51, 64: 2.20, 128: 3.49, 256: 5.78},
+    "llama-3.1-8b": {1: 4.05, 8: 4.44, 32: 5.33, 64: 6.18, 128: 8.06, 256: 12.68},
 }
 
 
