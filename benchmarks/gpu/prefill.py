@@ -156,8 +156,8 @@ def measure_mixed(
     runs = {
         f"side by side, chunk on {whole.num_prefill_share}": one_stream(whole),
         "one after the other": one_stream(apart),
-        "prefill alone": one_stream(whole.half(decode=False)),
-        "decode alone": one_stream(whole.half(decode=True)),
+        "of side by side the chunk alone": one_stream(whole.half(decode=False)),
+        "of side by side the decode rows alone": one_stream(whole.half(decode=True)),
     }
     for weight in weights:
         plan = b.plan(decodes, prefill_step_in_tokens=weight)
