@@ -1,6 +1,9 @@
 // Cuts a gated product for the Hopper kernel of many rows and launches it.
 #pragma once
 
+#include <iterator>
+#include <utility>
+
 #include "cuda/linear_gated.cuh"
 #include "cuda/linear_launch.cuh"
 
@@ -57,30 +60,18 @@ cudaError_t run_width(const LinearParams& p, const LaunchOptions& how, int share
   return launch(linear_gated_kernel<T, kWidth>, where, kernel);
 }
 
+template <typename T, size_t... i>
+cudaError_t run_one_of(const LinearParams& p, const LaunchOptions& how, const Cut& cut,
+                       std::index_sequence<i...>) {
+  cudaError_t status = cudaErrorInvalidValue;
+  (void)((cut.width == kWidths[i] &&
+          (status = run_width<T, kWidths[i]>(p, how, cut.share), true)) ||
+         ...);
+  return status;
+}
 template <typename T>
 cudaError_t run_cut(const LinearParams& p, const LaunchOptions& how, const Cut& cut) {
-  switch (cut.width) {
-    case 48:
-      return run_width<T, 48>(p, how, cut.share);
-    case 64:
-      return run_width<T, 64>(p, how, cut.share);
-    case 80:
-      return run_width<T, 80>(p, how, cut.share);
-    case 96:
-      return run_width<T, 96>(p, how, cut.share);
-    case 112:
-      return run_width<T, 112>(p, how, cut.share);
-    case 128:
-      return run_width<T, 128>(p, how, cut.share);
-    case 160:
-      return run_width<T, 160>(p, how, cut.share);
-    case 192:
-      return run_width<T, 192>(p, how, cut.share);
-    case 224:
-      return run_width<T, 224>(p, how, cut.share);
-    default:
-      return cudaErrorInvalidValue;
-  }
+  return run_one_of<T>(p, how, cut, std::make_index_sequence<std::size(kWidths)>());
 }
 
 }  // namespace stoker::cuda::linear_gated
