@@ -1,10 +1,11 @@
 """Breaks one mechanism of the scheduler at a time and shows which test notices: writes benchmarks/results/mutations.md.
 
-    python tools/mutations.py [--again] [WORD ...]      needs a finished `make native` (its objects are linked again with one file changed)
+    python tools/mutations.py [--again] [WORD ...]      needs a finished `make native` and, as `make test` leaves them, the native tests (their objects are linked again with one file changed)
 
 An edit replaces text in one file of csrc/sched (and leaves the tree alone: the changed file, the module and the package live in a
-temporary folder). The tests of tests/sched run until the first that fails, the one that noticed before first. What the results hold already is
-not run again, unless asked for by a word of its name or --again; so a run that was broken off goes on. Exit code 1 if an edit went unnoticed.
+temporary folder). The tests of tests/sched run until the first that fails, the one that noticed before first; what none of them notices is
+left to the random workloads of tests/native. What the results hold already is not run again, unless asked for by a word of its name or --again; so a run that
+was broken off goes on. Exit code 1 if an edit went unnoticed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / os.environ.get("BUILD", "build/dev")
+NATIVE = ROOT / "build" / "native-tests"
 RESULTS = ROOT / "benchmarks" / "results" / "mutations.md"
 HEAD = """# Broken on purpose
 
@@ -37,6 +39,7 @@ TESTS = (
     ("test_same_tokens", "test_attention_lists"),
     ("test_event_log", "test_attention_plan"),
 )  # fmt: skip
+SEEDS = (7001890, 7005127, 7007104, 7009852, 7010065, 95004629, 95006428)
 
 
 class Edit(NamedTuple):
@@ -128,35 +131,47 @@ EDITS = [
     Edit("n > 1: no seats kept for the siblings", "fork.cpp", "  reserved_seats_ += sign * num_siblings(leader);\n", "  (void)sign;\n"),
     Edit("replayable: handles are given anew untold", "scheduler.cpp", "  if (log_ != nullptr && !ended_.empty()) log_->take_events();\n", ""),
     Edit("prompt logprobs: what was discarded is never scored", "publication.cpp", "  req.next_score = std::min(req.next_score, req.scored);\n", "  "),
+    Edit("windows: what took a hole is not withdrawn", "publication.cpp", "  if (filled && pending > committed_) made.push_back({entry, req.id});\n", "  (void)filled;\n"),
+    Edit("windows: the way back takes a whole prompt's blocks", "swap.cpp", "window ? host.size() : static_cast", "window && false ? host.size() : static_cast"),
+    Edit("windows: withdrawal ends at an entry without blocks", "prefix_cache.cpp", "    const EntryId up = remove(e);\n    if (up != kNoEntry &&", "    const EntryId up = entries_[static_cast<size_t>(e)].parent;\n    remove(e);\n    if (live(up) &&"),
+    Edit("swap: copies do not wait for what others wrote", "swap.cpp", "std::max({req.last_step, req.forked_in + 1, committed_})", "std::max(req.last_step, req.forked_in + 1)"),
     Edit("n > 1: no blocks kept for the siblings", "admit.cpp", " +\n                        (family - 1) * partial_blocks(req, g);", ";"),
 ]  # fmt: skip
 
 
-def commands(folder: Path, file: str) -> list[list[str]]:
-    """How the changed file becomes a module in `folder`: compile, put into the library, link."""
-    entries = json.loads((BUILD / "compile_commands.json").read_text())
+def commands(folder: Path, file: str, build: Path, target: str, made: Path) -> list[list[str]]:
+    """How the changed file becomes `made`, in place of the build's `target`: compile, put into the library, link."""
+    entries = json.loads((build / "compile_commands.json").read_text())
     entry = next(e for e in entries if e["file"].endswith(f"csrc/sched/{file}"))
     compile_ = [word for word in shlex.split(entry["command"]) if not word.endswith("ccache")]
-    made = compile_[compile_.index("-o") + 1]
+    member = Path(compile_[compile_.index("-o") + 1]).name
     compile_ = [word for word in compile_ if word not in (entry["file"], "-O3", "-Werror")]
     compile_[compile_.index("-o") + 1] = str(folder / f"{file}.o")
-    compile_ += ["-O0", f"-I{ROOT / 'csrc'}", str(folder / file)]
+    compile_ += [*([] if build == NATIVE else ["-O0"]), f"-I{ROOT / 'csrc'}", str(folder / file)]
     ninja = shutil.which("ninja", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     assert ninja is not None, "needs ninja"
-    text = subprocess.run([ninja, "-C", BUILD, "-t", "commands", "csrc/bind/_core" + _suffix()], capture_output=True, text=True, check=True).stdout  # fmt: skip
-    link = next(line for line in reversed(text.splitlines()) if "_core" in line and " -o " in line)
+    text = subprocess.run([ninja, "-C", build, "-t", "commands", target], capture_output=True, text=True, check=True).stdout  # fmt: skip
+    name = Path(target).name.partition(".")[0]
+    link = next(line for line in reversed(text.splitlines()) if name in line and " -o " in line)
     words = shlex.split(re.sub(r"^:\s*&&\s*|\s*&&\s*:?.*$", "", link))
-    words[words.index("-o") + 1] = str(folder / "python" / "stoker" / ("_core" + _suffix()))
+    words[words.index("-o") + 1] = str(made)
     words = [str(folder / "libsched.a") if w.endswith("libstoker_sched.a") else w for w in words]
-    library = BUILD / "csrc" / "sched" / "libstoker_sched.a"
-    member = Path(made).name
     return [
         compile_,
-        ["cp", str(library), str(folder / "libsched.a")],
+        ["cp", str(build / "csrc" / "sched" / "libstoker_sched.a"), str(folder / "libsched.a")],
         ["ar", "d", str(folder / "libsched.a"), member],
         ["ar", "qs", str(folder / "libsched.a"), str(folder / f"{file}.o")],
         words,
     ]
+
+
+def make(folder: Path, file: str, build: Path, target: str, made: Path) -> str:
+    """Why it cannot be made; empty: it is."""
+    for command in commands(folder, file, build, target, made):
+        done = subprocess.run(command, cwd=build, capture_output=True, text=True, check=False)
+        if done.returncode:
+            return f"NOT APPLIED: {done.stderr[-400:]}"
+    return ""
 
 
 def _suffix() -> str:
@@ -169,12 +184,11 @@ def noticed(edit: Edit, folder: Path, before: str) -> str:
     if text.count(edit.old) != 1:
         return f"NOT APPLIED: the text is there {text.count(edit.old)} times"
     (folder / edit.file).write_text(text.replace(edit.old, edit.new))
-    for command in commands(folder, edit.file):
-        done = subprocess.run(command, cwd=BUILD, capture_output=True, text=True, check=False)
-        if done.returncode:
-            return f"NOT APPLIED: {done.stderr[-400:]}"
+    module = folder / "python" / "stoker" / ("_core" + _suffix())
+    if problem := make(folder, edit.file, BUILD, f"csrc/bind/{module.name}", module):
+        return problem
     files = [[f"tests/sched/{name}.py" for name in group] for group in TESTS]
-    if before.startswith("tests/"):
+    if before.startswith("tests/sched"):
         files.insert(0, [before])
     env = {**os.environ, "PYTHONPATH": str(folder / "python")}
     flags = ["-x", "-q", "-p", "no:cacheprovider", "--timeout", "120"]
@@ -192,6 +206,20 @@ def noticed(edit: Edit, folder: Path, before: str) -> str:
         if failed:
             return failed.group(1)
         return f"(breaks down: {done.returncode})"
+    return noticed_by_workloads(edit, folder)
+
+
+def noticed_by_workloads(edit: Edit, folder: Path) -> str:
+    """The same of the random workloads, on the seeds of tests/property/test_random_workloads.py."""
+    binary = folder / "random_workloads"
+    if problem := make(folder, edit.file, NATIVE, f"tests/{binary.name}", binary):
+        return problem
+    workloads = "tests/property/test_random_workloads.py::"
+    runs = [(f"{workloads}test_seeds_that_once_failed", (seed, 1)) for seed in SEEDS]
+    for test, (first, count) in [*runs, (f"{workloads}test_short", (1, 3000))]:
+        command = [str(binary), "--first", str(first), "--count", str(count)]
+        if subprocess.run(command, capture_output=True, check=False, timeout=600).returncode:
+            return f"{test}{f'[{first}]' if count == 1 else ''}"
     return ""
 
 
