@@ -95,8 +95,8 @@ cudaError_t stream_weights(const LinearParams& p, const LaunchOptions& how, bool
   while (done < p.rows) {
     int rows = int(p.rows - done < kMaxRows ? p.rows - done : kMaxRows);
     if (wgmma && rows > kFewRows) {
-      const bool gated =
-          p.gated && p.rows - done > kMaxRows && aligned(p.out) && p.out_stride % 8 == 0;
+      const bool gated = p.gated && p.bias == nullptr && p.rows - done > kMaxRows &&
+                         aligned(p.out) && p.out_stride % 8 == 0;
       if (gated)
         rows =
             int(p.rows - done < linear_gated::kMostRows ? p.rows - done : linear_gated::kMostRows);

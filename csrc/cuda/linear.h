@@ -22,7 +22,8 @@ struct LinearParams {
   Type type;   // of out and bias, and of x and weight unless they are fp8
 };
 // Any shape. 16-bit and fp8 rows of whole 16 bytes stream their weights at the memory's speed, once
-// for each 64 rows at most; what else there is goes to a plain kernel.
+// for each 64 rows at most, on Hopper where gated for each 256; what else there is goes to a plain
+// kernel.
 cudaError_t linear(const LinearParams& p, const LaunchOptions& how);
 
 // out [rows, width] float8_e4m3fn, scale [rows]: scale = max |x| / 448 (1 for a row of zeros), out
