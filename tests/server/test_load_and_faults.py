@@ -204,7 +204,7 @@ def test_a_killed_worker_takes_only_its_own_streams(loaded: RunningServer) -> No
         running = [asyncio.create_task(stream(port_of(loaded), ask)) for ask in asks]
         while (await asyncio.to_thread(engine_of, loaded))["num_running"] < 20:
             await asyncio.sleep(0.05)
-        os.kill(loaded.children()["worker_main"], signal.SIGKILL)
+        os.kill(loaded.busiest_worker(), signal.SIGKILL)
         return await asyncio.gather(*running, return_exceptions=True)
 
     answers = asyncio.run(main())

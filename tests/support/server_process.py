@@ -46,14 +46,23 @@ class RunningServer:
 
     def children(self) -> dict[str, int]:
         """Process ids of the server's children by what they are: "engine_main", "worker_main"."""
-        found = {}
+        return dict(self._children())
+
+    def busiest_worker(self) -> int:
+        """The worker with most connections; which of several takes them is nobody's choice."""
+
+        def sockets(pid: int) -> int:
+            return sum(os.readlink(fd).startswith("socket:") for fd in Path(f"/proc/{pid}/fd").iterdir())
+
+        return max((pid for name, pid in self._children() if name == "worker_main"), key=sockets)
+
+    def _children(self) -> list[tuple[str, int]]:
         path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        for pid in path.read_text().split():
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
-            for name in ("engine_main", "worker_main"):
-                if name in command:
-                    found[name] = int(pid)
-        return found
+        commands = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in path.read_text().split()}
+        names = ("engine_main", "worker_main")
+        return [
+            (name, pid) for pid, command in commands.items() for name in names if name in command.decode()
+        ]
 
     def wait_ready(self, seconds: float = 60.0) -> None:
         """Until /ready says so."""
