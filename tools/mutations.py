@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -39,7 +40,7 @@ TESTS = (
     ("test_same_tokens", "test_attention_lists"),
     ("test_event_log", "test_attention_plan"),
 )  # fmt: skip
-SEEDS = (7001890, 7005127, 7007104, 7009852, 7010065, 95004629, 95006428)
+WORKLOADS = "tests/property/test_random_workloads.py"
 
 
 class Edit(NamedTuple):
@@ -210,16 +211,16 @@ def noticed(edit: Edit, folder: Path, before: str) -> str:
 
 
 def noticed_by_workloads(edit: Edit, folder: Path) -> str:
-    """The same of the random workloads, on the seeds of tests/property/test_random_workloads.py."""
+    """The same of the random workloads, on the seeds of their test."""
     binary = folder / "random_workloads"
     if problem := make(folder, edit.file, NATIVE, f"tests/{binary.name}", binary):
         return problem
-    workloads = "tests/property/test_random_workloads.py::"
-    runs = [(f"{workloads}test_seeds_that_once_failed", (seed, 1)) for seed in SEEDS]
-    for test, (first, count) in [*runs, (f"{workloads}test_short", (1, 3000))]:
-        command = [str(binary), "--first", str(first), "--count", str(count)]
-        if subprocess.run(command, capture_output=True, check=False, timeout=600).returncode:
-            return f"{test}{f'[{first}]' if count == 1 else ''}"
+    seeds = runpy.run_path(str(ROOT / WORKLOADS))["SEEDS_THAT_ONCE_FAILED"]
+    runs = {f"test_seeds_that_once_failed[{seed}]": ["--first", str(seed), "--count", "1"] for seed in seeds}
+    for test, arguments in {**runs, "test_short": ["--count", "3000"]}.items():
+        done = subprocess.run([str(binary), *arguments], capture_output=True, check=False, timeout=600)
+        if done.returncode:
+            return f"{WORKLOADS}::{test}"
     return ""
 
 

@@ -96,16 +96,13 @@ __device__ __forceinline__ void bring(const Params& p, const Place<kWidth>& at) 
   ptx::cluster_wait();  // the others' barriers stand
   if (chosen) {
     for (int i = 0; i < ahead; ++i) bring_x(i, i % p.chunks);
-    int stage = 0, round = ahead / p.chunks, chunk = ahead % p.chunks;
-    uint32_t parity = 0;
+    RingCursor free;
+    int round = ahead / p.chunks, chunk = ahead % p.chunks;
     for (int i = ahead; i < total; ++i) {
-      ptx::mbarrier_wait(at.empty + stage * 8, parity);
-      bring_weights(stage, round, chunk);
-      bring_x(stage, chunk);
-      if (++stage == p.stages) {
-        stage = 0;
-        parity ^= 1;
-      }
+      ptx::mbarrier_wait(at.empty + free.stage * 8, free.parity);
+      bring_weights(free.stage, round, chunk);
+      bring_x(free.stage, chunk);
+      free.advance(p.stages);
       if (++chunk == p.chunks) {
         chunk = 0;
         ++round;
@@ -120,8 +117,7 @@ template <typename T, int kWidth>
 struct Multiplier {
   const Params& p;
   const Place<kWidth>& at;
-  int stage = 0;
-  uint32_t parity = 0;
+  RingCursor filled = {};
 
   // To everybody who brings something into that stage of this block.
   __device__ __forceinline__ void release(int which) const {
@@ -136,7 +132,8 @@ struct Multiplier {
     const uint32_t group = threadIdx.x / kGroupThreads * (kGroupRows * kRowBytes);
     int last = -1;
     for (int chunk = 0; chunk < p.chunks; ++chunk) {
-      ptx::mbarrier_wait(at.full + stage * 8, parity);
+      const int stage = filled.stage;
+      ptx::mbarrier_wait(at.full + stage * 8, filled.parity);
       const uint32_t a = at.x + stage * at.x_bytes + group;
       const uint32_t b = at.weights + stage * Place<kWidth>::kWeightBytes;
       ptx::wgmma_fence();
@@ -148,10 +145,7 @@ struct Multiplier {
       ptx::wgmma_wait<1>();
       release(last);
       last = stage;
-      if (++stage == p.stages) {
-        stage = 0;
-        parity ^= 1;
-      }
+      filled.advance(p.stages);
     }
     ptx::wgmma_wait<0>();
     release(last);

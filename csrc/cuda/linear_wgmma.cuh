@@ -129,8 +129,7 @@ struct Multiplier {
 
   const Params& p;
   const Place<kRows, kSlices>& at;
-  int stage = 0;
-  uint32_t parity = 0;
+  RingCursor filled = {};
 
   __device__ __forceinline__ void release(int which) const {
     if (which >= 0 && threadIdx.x % kWarp == 0) ptx::mbarrier_arrive(at.empty + which * 8);
@@ -143,7 +142,8 @@ struct Multiplier {
     const int end = at.cut(p, range + 1) - at.begin;
     int last = -1;
     for (int chunk = at.cut(p, range) - at.begin; chunk < end; ++chunk) {
-      ptx::mbarrier_wait(at.full + stage * 8, parity);
+      const int stage = filled.stage;
+      ptx::mbarrier_wait(at.full + stage * 8, filled.parity);
       const uint32_t a =
           at.weights + stage * L::kWeightBytes + threadIdx.x / 128 * (kTile / 2 * kRowBytes);
       const uint32_t b = at.x + (p.resident ? chunk : stage) * L::kXBytes;
@@ -156,10 +156,7 @@ struct Multiplier {
       ptx::wgmma_wait<1>();
       release(last);
       last = stage;
-      if (++stage == p.stages) {
-        stage = 0;
-        parity ^= 1;
-      }
+      filled.advance(p.stages);
     }
     ptx::wgmma_wait<0>();
     release(last);

@@ -7,6 +7,22 @@
 
 #include <cstdint>
 
+namespace stoker::cuda {
+
+// A place in a ring of stages and the parity of its current round.
+struct RingCursor {
+  int stage = 0;
+  uint32_t parity = 0;
+  __device__ __forceinline__ void advance(int stages) {
+    if (++stage == stages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+}  // namespace stoker::cuda
+
 namespace stoker::cuda::ptx {
 
 // Accumulators and A registers written by ordinary instructions become visible to the instructions

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+SEEDS_THAT_ONCE_FAILED = (7001890, 7005127, 7007104, 7009852, 7010065, 95004629, 95006428)
+
 
 def run(binary: Path, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -40,8 +42,7 @@ def test_short_with_failing_plans(native_tests: Path) -> None:
 
 @pytest.mark.parametrize(
     ("seed", "how"),
-    [(200361, ["--threads"])]
-    + [(seed, []) for seed in (7001890, 7005127, 7007104, 7009852, 7010065, 95004629, 95006428)],
+    [(200361, ["--threads"]), *((seed, []) for seed in SEEDS_THAT_ONCE_FAILED)],
 )
 def test_seeds_that_once_failed(native_tests: Path, seed: int, how: list[str]) -> None:
     """200361: a block that drained, was used again and drained again settled at its first place, before the blocks that

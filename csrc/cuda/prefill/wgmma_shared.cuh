@@ -6,6 +6,7 @@
 
 #include "cuda/common.cuh"
 #include "cuda/prefill/params.cuh"
+#include "cuda/wgmma.cuh"
 
 namespace stoker::cuda::prefill {
 
@@ -76,17 +77,9 @@ struct WgmmaBarriers {
   }
 };
 
-// A place in a ring of stages and the parity of its current round.
 template <int kStages>
-struct RingPlace {
-  int stage = 0;
-  uint32_t parity = 0;
-  __device__ __forceinline__ void advance() {
-    if (++stage == kStages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
+struct RingPlace : RingCursor {
+  __device__ __forceinline__ void advance() { RingCursor::advance(kStages); }
 };
 
 // The next unit, by a whole warp that is one of those the ring waits for. q_count 0: there is none.
